@@ -1,0 +1,81 @@
+PYTHON ?= python3
+VENV ?= .venv
+PEERS := .venv-peers
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# Left out, ACCELERATOR is what the environment was made with.
+ACCELERATOR ?= $(shell cat $(READY) 2>/dev/null)
+override ACCELERATOR := $(strip $(ACCELERATOR))
+EXTRA := $(if $(ACCELERATOR),$(if $(filter cuda,$(ACCELERATOR)),[gpu],[$(ACCELERATOR)]))
+
+ifneq ($(ACCELERATOR),$(filter cuda tpu,$(ACCELERATOR)))
+$(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv reproduce test lint format bench peers clean FORCE
+
+help: ## print this list
+	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+# ---- environments. The stamp is written last, so one that is half made, or whose Python is gone, is made again.
+
+# $(call environment,FOLDER,WHAT PIP INSTALLS)
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "superpose needs Python 3.11 or newer, and '$(PYTHON)' says: $$($(PYTHON) --version 2>&1 | tail -n 1). Name another with make PYTHON=python3.12." >&2; \
+  exit 1; }
+@case '$(abspath $(1))' in '$(CURDIR)'/*) ;; *) if [ -e '$(1)' ] && [ ! -e '$(1)/.ready' ]; then \
+  echo "'$(1)' exists and was not finished by this Makefile: remove it, or name another with make VENV=FOLDER." >&2; \
+  exit 1; fi ;; esac
+@rm -f $(1)/.ready
+$(PYTHON) -m venv --clear $(1)
+$(1)/bin/python -m pip install --disable-pip-version-check $(2)
+@echo '$(if $(filter $(VENV),$(1)),$(ACCELERATOR))' > $(1)/.ready
+endef
+
+runs = $(shell $(1)/bin/python -c '' 2>/dev/null && echo yes)
+ifneq ($(call runs,$(VENV))-$(ACCELERATOR),yes-$(strip $(shell cat $(READY) 2>/dev/null)))
+$(READY): FORCE
+endif
+ifneq ($(call runs,$(PEERS)),yes)
+$(PEERS)/.ready: FORCE
+endif
+
+venv: $(READY) ## make the environment; ACCELERATOR=cuda (CUDA 13) or tpu adds that backend
+$(READY): requirements.txt requirements-dev.txt
+	$(call environment,$(VENV),-r requirements.txt -r requirements-dev.txt -e '.$(EXTRA)')
+
+peers: $(PEERS)/.ready ## make the environment of the libraries that benchmarks compare with
+$(PEERS)/.ready: requirements-peers.txt
+	$(call environment,$(PEERS),-r requirements-peers.txt)
+
+# ---- what one does with them
+
+reproduce: $(READY) ## train and draw every figure into figures/, then print the table of claims
+	$(PY) -m experiments.run --config=configs/toy/superposition_demo.py
+	$(PY) -m experiments.run --config=configs/toy/pentagon.py
+	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py
+	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:n3m2
+	$(PY) -m experiments.ledger
+
+test: $(READY) ## run the tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(READY) ## check style, format and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+format: $(READY) ## mend style and format
+	$(PY) -m ruff check --fix --exit-zero
+	$(PY) -m ruff format
+
+bench: $(READY) $(PEERS)/.ready ## time the library side by side with its peers
+	$(PY) -m benchmarks.toy
+
+clean: ## remove runs/ (checkpoints and logs); figures/ stays
+	rm -rf runs

@@ -1,0 +1,138 @@
+"""The table of claims: what was expected, from where, what was measured, and whether it holds.
+
+    python -m experiments.ledger            writes REPRODUCTION.md from figures/*.json
+    python -m experiments.ledger --check    exits with 1 if REPRODUCTION.md is not what figures/*.json say
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.results import ROOT, ResultError, load_about
+from superpose.train.checkpoint import WorkdirError, write_atomically
+
+RELATIONS = {
+    "=": lambda measured, expected, tolerance: np.all(np.abs(measured - expected) <= tolerance),
+    "<=": lambda measured, expected, tolerance: np.all(measured <= expected + tolerance),
+    ">=": lambda measured, expected, tolerance: np.all(measured >= expected - tolerance),
+    "in": lambda measured, expected, tolerance: np.all(
+        (measured >= expected[0] - tolerance) & (measured <= expected[1] + tolerance)
+    ),
+}
+"""relation -> does it hold, elementwise over lists; "in" takes expected as [low, high]."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One checkable sentence.
+
+    Attributes:
+        text: the sentence.
+        source: where the expectation comes from: paper and section, or "derived" with where.
+        expected: number or list of numbers.
+        measured: the same shape ("in": any number or list against [low, high]).
+        tolerance: absolute, in the unit of the numbers, chosen before the run.
+        relation: a row of ``RELATIONS``: measured <relation> expected, within the tolerance.
+        note: why, for a claim that fails or needs a word.
+    """
+
+    text: str
+    source: str
+    expected: Any
+    measured: Any
+    tolerance: float = 0.0
+    relation: str = "="
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Computed from the other fields; a measurement that is not finite, or of another length, does not hold.
+
+        >>> Claim("two and two", "arithmetic", 4, 2 + 2).holds
+        True
+        """
+        measured, expected = np.asarray(self.measured, float), np.asarray(self.expected, float)
+        if self.relation != "in" and measured.shape != expected.shape:
+            return False
+        if not measured.size or not np.all(np.isfinite(measured)):
+            return False
+        return bool(RELATIONS[self.relation](measured, expected, self.tolerance))
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {k: np.asarray(v).tolist() if k in ("expected", "measured") else v for k, v in asdict(self).items()}
+        return {**plain, "holds": self.holds}
+
+
+def _number(value) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_number(v) for v in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def table(results: dict[str, dict]) -> str:
+    """REPRODUCTION.md from name -> the .json of a result."""
+    claims = {name: [Claim(**{k: v for k, v in c.items() if k != "holds"}) for c in about["claims"]]
+              for name, about in results.items()}  # fmt: skip
+    total, hold = sum(len(c) for c in claims.values()), sum(c.holds for cs in claims.values() for c in cs)
+    lines = [
+        "# Reproduction: every claim, checked",
+        "",
+        "Made by `python -m experiments.ledger` from `figures/*.json`; do not edit. Expected values and tolerances",
+        "stand in the code of each experiment (`claims`), written before the run. A relation other than equality",
+        "stands before the expected value. Losses are importance-weighted sums over features, means over the batch.",
+        "",
+        f"**{hold} of {total} claims hold.**",
+        "",
+    ]
+    for name, about in results.items():
+        lines += [
+            f"## {name}",
+            "",
+            f"`{about['command']}`, {about['seconds']:.0f} s on {about['device']}, commit `{about['commit']}`, "
+            f"config `{about['config_digest']}`. ![{name}](figures/{name}.png)",
+            "",
+            "| claim | source | expected | measured | tolerance | holds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for c in claims[name]:
+            relation = "" if c.relation == "=" else {"<=": "≤ ", ">=": "≥ ", "in": "in "}[c.relation]
+            text = c.text + (f" *({c.note})*" if c.note else "")
+            cells = (text, c.source, relation + _number(c.expected), _number(c.measured), _number(c.tolerance))
+            lines.append("| " + " | ".join(_cell(x) for x in cells) + f" | {'yes' if c.holds else '**no**'} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figures", type=Path, default=ROOT / "figures", help="folder with the results")
+    parser.add_argument("--out", type=Path, default=ROOT / "REPRODUCTION.md", help="the table")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is out of date")
+    args = parser.parse_args()
+    try:
+        results = {path.stem: load_about(path) for path in sorted(args.figures.glob("*.json"))}
+        if not results:
+            raise ResultError(f"there are no results in {args.figures}: run `make reproduce` first")
+        text = table(results)
+        if args.check:
+            if not args.out.exists() or args.out.read_text() != text:
+                raise ResultError(f"{args.out} is not what {args.figures} says: run python -m experiments.ledger")
+        else:
+            write_atomically(args.out, text.encode())
+    except (ResultError, WorkdirError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(next(line for line in text.splitlines() if line.startswith("**")).strip("*"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

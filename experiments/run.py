@@ -1,0 +1,199 @@
+"""The only entry point: one config -> numbers, picture, claims.
+
+    python -m experiments.run --config=configs/toy/pentagon.py
+    python -m experiments.run --config=configs/toy/pentagon.py:quick
+    python -m experiments.run --config=configs/toy/pentagon.py --config.seeds=32 --config.recipe.lr=3e-3
+    python -m experiments.run --config=configs/toy/pentagon.py --draw_only
+
+An unchanged config writes to figures/ (``:quick`` to runs/), a changed one to a folder of its own under runs/, so that
+no run overwrites another's result. A run that was stopped goes on when the same command is given again.
+"""
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore", message=".*load_module.*", category=DeprecationWarning)
+
+import jax  # noqa: E402
+import matplotlib  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+matplotlib.use("Agg")
+
+from experiments import results  # noqa: E402
+from superpose.train.checkpoint import Stopped, WorkdirError, lock, write_atomically  # noqa: E402
+from superpose.train.progress import say  # noqa: E402
+from superpose.worlds import prng  # noqa: E402
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config, e.g. configs/toy/pentagon.py:quick")
+WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs; default: a folder under runs/ named by the config")
+OUT = flags.DEFINE_string("out", None, "Folder for the result; default: figures/ for an unchanged full config")
+DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture again, from the result file")
+RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory holds and begin anew")
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    out = {}
+    for k, v in config.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return out
+
+
+def _plain(config) -> dict:
+    """A ConfigDict as JSON would give it back (tuples are lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _digest(config: dict) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _identify(config) -> tuple[str, bool]:
+    """(name of the run, whether the config stands as in its file)."""
+    module = importlib.import_module(f"configs.{config.experiment}")
+    untouched = _plain(module.get_config(config.variant)) == _plain(config)
+    name = config.experiment.split(".")[-1] + ("" if config.variant == "full" else f"_{config.variant}")
+    return (name if untouched else f"{name}-{_digest(_plain(config))}"), untouched
+
+
+def _claim_workdir(workdir: Path, config: dict, code: str) -> None:
+    """Marks the directory as this config's, or refuses one that belongs to another config or code.
+
+    Raises:
+        WorkdirError: with what differs and how to go on.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            known = json.loads(path.read_text())
+            theirs, mine = _flat(known["config"]), _flat(config)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise WorkdirError(f"{path} is damaged; add --restart to delete {workdir} and begin anew") from None
+        differ = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
+        mend = "choose another --workdir, or add --restart to delete it and begin anew"
+        if differ:
+            raise WorkdirError(f"{workdir} holds a run of another config ({', '.join(differ)} differ); {mend}")
+        if known.get("code") != code:
+            raise WorkdirError(f"{workdir} holds a run of another version of the code; {mend}")
+    elif workdir.exists() and any(p.name != "lock" for p in workdir.iterdir()):
+        raise WorkdirError(f"{workdir} holds files that are no run of superpose; choose another --workdir")
+    else:
+        write_atomically(path, json.dumps({"config": config, "code": code}, indent=1).encode())
+
+
+def _draw(module, arrays: dict, config, base: Path) -> None:
+    figures = module.draw(arrays, config)
+    for suffix, figure in figures.items():
+        path = base.with_name(base.name + suffix).with_suffix(".png")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=figure.dpi, metadata={"Software": None})
+        write_atomically(path, buffer.getvalue())
+        print(f"picture   {os.path.relpath(path)}")
+
+
+def execute(config, workdir: str | None, out: str | None, draw_only: bool, restart: bool, command: str) -> int:
+    """Runs one experiment; returns the exit status (0 also when claims fail: they stand in the table as failing)."""
+    module = importlib.import_module(f"experiments.{config.experiment}")
+    name, untouched = _identify(config)
+    home = Path(workdir) if workdir else Path("runs") / name
+    official = untouched and config.variant != "quick"
+    base = Path(out or ("figures" if official else home / "result")) / name
+    plain, code = _plain(config), results.code_fingerprint(config.experiment)
+
+    if draw_only:
+        arrays, about = results.load(base)
+        if about["config"] != plain:
+            differ = sorted(k for k, v in _flat(plain).items() if _flat(about["config"]).get(k) != v)
+            raise results.ResultError(
+                f"{base}.npz was made with another config ({', '.join(differ)} differ): run without --draw_only"
+            )
+        _draw(module, arrays, config, base)
+        return 0
+
+    clock = time.perf_counter()
+    with lock(home):
+        if restart:
+            for old in home.iterdir():
+                if old.name != "lock":
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+        say(f"{name}: {module.__doc__.splitlines()[0]}")
+        _claim_workdir(home, plain, code)
+        arrays = module.run(config, prng.key(config.seed), home)
+    seconds = time.perf_counter() - clock
+    claims = module.claims(arrays, config)
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about = {
+        "name": name,
+        "command": command,
+        "config": plain,
+        "config_digest": _digest(plain),
+        "commit": results.commit(),
+        "code": code,
+        "seconds": round(seconds, 1),
+        "device": f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind,
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+        "claims": [c.as_json() for c in claims],
+    }
+    results.save(base, arrays, about)
+    _draw(module, arrays, config, base)
+    print(f"numbers   {os.path.relpath(base)}.npz, .json")
+    held = sum(c.holds for c in claims)
+    for c in claims:
+        if not c.holds:
+            print(f"NOT HELD  {c.text}: expected {c.relation} {c.expected} ± {c.tolerance}, measured {c.measured}")
+    print(f"claims    {held} of {len(claims)} hold")
+    print(f"time      {seconds:.1f} s")
+    return 0
+
+
+def main(argv) -> int:
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates each save
+    if len(argv) > 1:
+        print(f"unknown argument {argv[1]!r}: flags look like --config=configs/toy/pentagon.py", file=sys.stderr)
+        return 2
+    if CONFIG.value is None:
+        print("give the experiment's config, e.g. --config=configs/toy/pentagon.py:quick", file=sys.stderr)
+        return 2
+    overrides = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
+    command = "python -m experiments.run " + " ".join(shlex.quote(a) for a in overrides)
+    try:
+        return execute(CONFIG.value, WORKDIR.value, OUT.value, DRAW_ONLY.value, RESTART.value, command)
+    except Stopped as stop:
+        again = shlex.join(["python", "-m", "experiments.run", *[a for a in sys.argv[1:] if "restart" not in a]])
+        print(f"{stop}; go on with:\n  {again}", file=sys.stderr)
+        return 128 + stop.signum
+    except (ValueError, WorkdirError, results.ResultError) as error:
+        if os.environ.get("SUPERPOSE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def cli() -> None:
+    # one CPU device per core: populations of small models spread over devices, not inside one matrix product
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores or 1)
+    try:
+        app.run(main)
+    except (AttributeError, TypeError, FileNotFoundError, KeyError, IsADirectoryError, ValueError) as error:
+        if os.environ.get("SUPERPOSE_TRACEBACK") or not str(error) or "config" not in " ".join(sys.argv):
+            raise
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,148 @@
+"""Five features in two dimensions: orthogonal pair, two digons, pentagon.
+
+TMS, introduction: the rows of W in the plane as features grow sparse.
+"""
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap
+
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.toy import geometry, theory
+from superpose.toy.models import decay, grid, population
+from superpose.train.fit import evaluate, fit
+from superpose.train.recipe import Recipe
+
+DERIVED = "derived for this project: all 32 activity patterns integrated, best of 5 starts"
+
+
+def run(config, key, workdir):
+    """Arrays over [densities]: the best of the seeds by exact loss, and every seed's loss and count."""
+    n, m, seeds = config.n, config.m, config.seeds
+    if m != 2:
+        raise ValueError(f"this figure draws the plane and needs m=2, got m={m}")
+    if n <= m:
+        raise ValueError(f"this figure needs more features than dimensions, got n={n}, m={m}")
+    densities = np.asarray(config.densities, np.float32)
+    hyper = grid(density=densities, seed=range(seeds))
+    importance = np.asarray(decay(n, config.decay))
+    hyper["importance"] = np.tile(importance, (len(hyper["seed"]), 1))
+    recipe = Recipe(steps=config.steps, **config.recipe)
+    pop = population(n, m, hyper, recipe, expectation=config.expectation, size=config.batch)
+    train_key, eval_key = jax.random.split(key)
+    result = fit(pop, steps=config.steps, key=train_key, workdir=workdir / "fit", log_every=config.log_every, title="n=5 m=2")
+    params = jax.device_get(result.params)
+    judge = population(n, m, hyper, recipe, expectation="conditional", size=config.eval_batch)
+    halves = [
+        evaluate(judge, params, key=k, batches=config.eval_batches)["loss"].reshape(len(densities), seeds)
+        for k in jax.random.split(eval_key)
+    ]
+    loss = np.mean(halves, 0)
+    loss = np.where(result.frozen_at.reshape(loss.shape) >= 0, np.inf, loss)
+    best = loss.argmin(1)
+    rows = np.arange(len(densities))
+    W = params["W"].reshape(len(densities), seeds, n, m)
+    b = params["b"].reshape(len(densities), seeds, n)
+    count = np.asarray(jax.vmap(jax.vmap(geometry.represented))(W)).sum(-1)
+    W, b = W[rows, best], b[rows, best]
+    error = np.abs(halves[0] - halves[1])[rows, best] / loss[rows, best]
+    return {
+        "densities": densities, "importance": importance, "loss": loss, "best": best, "count": count, "W": W, "b": b,
+        "evaluation_error": error,
+    }  # fmt: skip
+
+
+def draw(results, config):
+    """One panel per density: rows of W as rays in the plane, coloured by importance."""
+    densities, W = results["densities"], results["W"]
+    figure, axes = plt.subplots(1, len(densities), figsize=(2.15 * len(densities) + 0.9, 3.3), dpi=130)
+    for i, ax in enumerate(np.atleast_1d(axes)):
+        plot.rays(ax, _upright(W[i], results["importance"]), results["importance"])
+        kept = results["count"][i]
+        ax.set_title(f"$1-S$ = {densities[i]:g}", fontsize=11)
+        best = results["best"][i]
+        ax.set_xlabel(
+            f"{kept[best]} features, loss {results['loss'][i, best]:.4f}\n"
+            f"{(kept == kept[best]).sum()} of {len(kept)} seeds have {kept[best]}",
+            fontsize=8,
+        )
+    figure.suptitle(
+        f"{config.n} features in {config.m} dimensions: rows $W_i$ of the best ReLU-output model, "
+        f"importance ${config.decay}^i$",
+        fontsize=12,
+    )
+    figure.subplots_adjust(left=0.04, right=0.93, top=0.78, bottom=0.2, wspace=0.2)
+    bar = figure.add_axes((0.945, 0.25, 0.009, 0.5))
+    low = float(results["importance"].min() / results["importance"].max())
+    colours = plt.get_cmap("viridis")(np.linspace(low * 0.9, 0.9, 256))
+    plot.colour_key(figure, bar, ListedColormap(colours), low, 1.0, "importance")
+    return {"": figure}
+
+
+def _upright(W, importance):
+    """W turned and mirrored (the loss sees neither) so that the most important feature points up, the next right."""
+    top, second = np.argsort(-importance)[:2]
+    turn = np.pi / 2 - np.arctan2(W[top, 1], W[top, 0])
+    c, s = np.cos(turn), np.sin(turn)
+    W = W @ np.array([[c, s], [-s, c]])
+    return W * np.array([np.sign(W[second, 0]) or 1.0, 1.0])
+
+
+def claims(results, config):
+    """Counts 2, 4, 5 and exact losses on both sides of the crossing."""
+    densities, best = results["densities"], results["best"]
+    at = {round(float(d), 6): i for i, d in enumerate(densities)}
+    importance = results["importance"]
+    loss = results["loss"].min(1)
+    count = results["count"][np.arange(len(best)), best]
+    intro = "TMS, introduction"
+    out = [
+        Claim("held-out loss of the best models: relative difference of two independent halves, largest",
+              "our own bound", 0.0, float(results["evaluation_error"].max()), 0.005, "<="),
+    ]  # fmt: skip
+    for p, expected in config.expected_counts:
+        if p in at:
+            out.append(Claim(f"1-S = {p:g}: features represented by the best seed", intro, expected, int(count[at[p]])))
+    if 1.0 in at:
+        i = at[1.0]
+        G = results["W"][i] @ results["W"][i].T
+        exact = float(theory.linear_optimum_loss(importance, config.m, 1.0))
+        out += [
+            Claim("1-S = 1: the two most important features are orthogonal, W_0 . W_1", intro, 0.0, float(G[0, 1]), 0.02),
+            Claim("1-S = 1: loss of the closed form, sum of the dropped I_i / 12", "derived", exact, float(loss[i]),
+                  0.005 * exact),
+        ]  # fmt: skip
+    if 0.2 in at:
+        i = at[0.2]
+        pairs = geometry.antipodal_pairs(results["W"][i], -0.9)
+        G = np.abs(results["W"][i] @ results["W"][i].T)
+        out += [
+            Claim("1-S = 0.2: two antipodal pairs (W_i . W_j < -0.9)", intro, 2, len(pairs)),
+            Claim("1-S = 0.2: the two pairs are orthogonal, largest |W_i . W_j| across pairs", "TMS, introduction", 0.0,
+                  float(max([G[i, j] for a in pairs for c in pairs if a != c for i in a for j in c], default=np.nan)),
+                  0.05),
+        ]  # fmt: skip
+    if 0.1 in at:
+        i = at[0.1]
+        angles = np.sort(np.arctan2(results["W"][i][:, 1], results["W"][i][:, 0]))
+        gaps = np.diff(np.concatenate([angles, angles[:1] + 2 * np.pi])) * 180 / np.pi
+        G = results["W"][i] @ results["W"][i].T
+        norms = np.linalg.norm(results["W"][i], axis=1)
+        out += [
+            Claim("1-S = 0.1: angles between neighbours are those of a regular pentagon, degrees", intro,
+                  [72.0] * len(gaps), gaps, 6.0),
+            Claim("1-S = 0.1: neighbours interfere positively (smallest of the five)", intro, 0.0,
+                  float(np.sort(G[np.triu_indices(len(G), 1)])[-len(G):].min()), 0.0, ">="),
+            Claim("1-S = 0.1: smallest and largest ||W_i||", DERIVED, [1.07, 1.11], [norms.min(), norms.max()], 0.02),
+            Claim("1-S = 0.1: smallest and largest b_i", DERIVED, [-0.21, -0.20],
+                  [results["b"][i].min(), results["b"][i].max()], 0.02),
+        ]  # fmt: skip
+    for p, value in config.expected_losses:
+        if p in at:
+            out.append(Claim(f"1-S = {p:g}: loss of the best seed", DERIVED, value, float(loss[at[p]]), 0.01 * value))
+    if config.crossing and {0.17, 0.15} <= at.keys():
+        out.append(Claim("two digons give way to the pentagon between 1-S = 0.17 and 0.15: features represented",
+                         DERIVED, [4, 5], [int(count[at[0.17]]), int(count[at[0.15]])]))  # fmt: skip
+    return out

@@ -1,0 +1,1 @@
+"""superpose: toy models of superposition, and the sparse autoencoders that take the features out again."""

@@ -1,0 +1,110 @@
+"""Arrays -> axes, in the colours and layouts of the papers; no arithmetic beyond layout."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+GROUND = "#FCFBF8"
+"""Background of the paper's panels."""
+GRAM = plt.get_cmap("RdBu_r")
+"""Diverging colours of W_i . W_j on [-1, 1]."""
+SHARED = plt.get_cmap("viridis")
+"""Colours of superposition on [0, 1]: dark = a dimension of its own, yellow = shared fully."""
+OUTCOMES = ListedColormap(["#f2efe6", "#e6745f", "#3f6fb5"])
+"""Not represented, in superposition, a dimension of its own."""
+OUTCOME_NAMES = ("not represented", "in superposition", "dedicated dimension")
+
+
+def gram_matrix(ax: Axes, G: np.ndarray, b: np.ndarray) -> None:
+    """W_i . W_j [n, n] as a heat map on [-1, 1], the bias [n] as a column of its own to its right."""
+    n = len(b)
+    ax.imshow(G, cmap=GRAM, vmin=-1, vmax=1, extent=(0, n, n, 0), interpolation="nearest")
+    gap, width = 0.06 * n, max(1.0, 0.05 * n)
+    ax.imshow(
+        b[:, None], cmap=GRAM, vmin=-1, vmax=1, extent=(n + gap, n + gap + width, n, 0), interpolation="nearest"
+    )
+    ax.plot([n + gap, n + gap + width, n + gap + width, n + gap, n + gap], [0, 0, n, n, 0], color="0.5", lw=0.6)
+    ax.plot([0, n, n, 0, 0], [0, 0, n, n, 0], color="0.5", lw=0.6)
+    ax.set(xlim=(-0.02 * n, n + gap + width + 0.02 * n), ylim=(n * 1.02, -0.02 * n), xticks=[], yticks=[])
+    ax.set_aspect("equal")
+    ax.axis("off")
+
+
+def norm_bars(ax: Axes, norms: np.ndarray, shared: np.ndarray, dimensions: int) -> None:
+    """||W_i|| [n] as bars coloured by superposition [n] on [0, 1]; a rule after feature m."""
+    n = len(norms)
+    ax.bar(np.arange(n) + 0.5, norms, width=0.9, color=SHARED(np.clip(shared, 0, 1)))
+    ax.axvline(dimensions, color="0.4", lw=0.8, ls=":")
+    ax.set(xlim=(-0.02 * n, n * 1.13), xticks=[], facecolor=GROUND)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def seed_strip(ax: Axes, relative: np.ndarray, best: int) -> None:
+    """Loss of each seed [seeds] relative to the best one, the best marked."""
+    jitter = np.linspace(-0.25, 0.25, len(relative))
+    ax.plot(jitter, relative, "o", ms=3, color="0.45", alpha=0.8, mew=0)
+    ax.plot(jitter[best], relative[best], "o", ms=5, color="#c0392b", mew=0)
+    ax.set(xlim=(-0.6, 0.6), xticks=[], facecolor=GROUND)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def rays(ax: Axes, W: np.ndarray, importance: np.ndarray, limit: float = 1.5) -> None:
+    """Rows of W [n, 2] as rays from the origin, coloured by importance [n] relative to the largest."""
+    colours = plt.get_cmap("viridis")(importance / importance.max() * 0.9)
+    for w, c in zip(W, colours, strict=True):
+        ax.plot([0, w[0]], [0, w[1]], color=c, lw=2, solid_capstyle="round")
+        ax.plot(*w, "o", color=c, ms=6)
+    ax.axhline(0, color="0.85", lw=0.6, zorder=0)
+    ax.axvline(0, color="0.85", lw=0.6, zorder=0)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[-1, 0, 1], yticks=[-1, 0, 1], facecolor=GROUND)
+    ax.tick_params(labelsize=7)
+    ax.set_aspect("equal")
+    for spine in ax.spines.values():
+        spine.set(color="0.7")
+
+
+def phase_map(
+    ax: Axes, importance: np.ndarray, density: np.ndarray, share: np.ndarray, lines: Sequence[tuple] = ()
+) -> None:
+    """A phase diagram: share [density, importance, 3] of the three outcomes mixed as colours, both axes log.
+
+    Args:
+        lines: (importance, density) of boundaries to draw over it.
+    """
+    colours = np.clip(share @ OUTCOMES(np.arange(3))[:, :3], 0, 1)
+    ax.pcolormesh(_edges(importance), _edges(density), colours, rasterized=True)
+    for x, y in lines:
+        ax.plot(x, y, color="k", lw=1.3)
+    ax.set(xscale="log", yscale="log", xlim=_edges(importance)[[0, -1]], ylim=_edges(density)[[0, -1]])
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Cell edges of log-spaced centres."""
+    logs = np.log(centres)
+    step = logs[1] - logs[0] if len(logs) > 1 else 1.0
+    return np.exp(np.concatenate([logs - step / 2, [logs[-1] + step / 2]]))
+
+
+def outcome_legend(figure: Figure, **where) -> None:
+    """The key of ``phase_map``'s colours."""
+    patches = [plt.Rectangle((0, 0), 1, 1, fc=OUTCOMES(i), ec="0.6") for i in range(3)]
+    figure.legend(patches, OUTCOME_NAMES, ncols=3, frameon=False, **where)
+
+
+def colour_key(figure: Figure, ax: Axes, cmap, low: float, high: float, label: str) -> None:
+    """A colour bar filling the given axes."""
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), cmap), cax=ax)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def log_line(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
+    """One line over log x, dots at the points."""
+    ax.plot(x, y, "o-", ms=3, lw=1.2, label=label)
+    ax.set(xscale="log", facecolor=GROUND)
+    ax.spines[["top", "right"]].set_visible(False)

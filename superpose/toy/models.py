@@ -1,0 +1,169 @@
+"""The toy models: n features through m hidden dimensions and back (Elhage et al. 2022, "Toy Models of Superposition").
+
+Notation, once for the whole project: ``W`` is [n, m] and its row i is the direction of feature i. The papers write the
+transpose, an m x n matrix whose column W_i is that direction. ``density`` is 1 - S. The loss is the importance-weighted
+sum over features, averaged over the batch; the paper's notebook divides by n as well.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from superpose.train.fit import Objective, Population, Sampler
+from superpose.train.recipe import Recipe
+from superpose.worlds import expect
+from superpose.worlds.sparse import World, independent
+
+OUTPUTS: dict[str, Callable] = {"linear": lambda x: x, "relu": jax.nn.relu}
+"""name -> the nonlinearity after the decoder. "linear" and "relu" are the two models of TMS, "Basic Results"."""
+
+
+class ToyModel(nnx.Module):
+    """x_hat = output(W W^T x + b), with h = W^T x in m dimensions (TMS, "Demonstrating superposition").
+
+    Features are the first axis; a batch, if there is one, comes after it: with the batch in the contiguous axis the
+    matrix products on CPU take half the time.
+    """
+
+    def __init__(self, n: int, m: int, *, output: str = "relu", bias: bool = True, rngs: nnx.Rngs):
+        """W by Xavier normal for an n x m matrix, std = sqrt(2 / (n + m)); b = 0.
+
+        Args:
+            n: features. m: hidden dimensions.
+            output: a row of ``OUTPUTS``.
+            bias: whether b is there to be trained.
+
+        Raises:
+            ValueError: n or m below 1, or an unknown output.
+        """
+        if n < 1 or m < 1:
+            raise ValueError(f"a toy model needs at least one feature and one hidden dimension, got n={n}, m={m}")
+        if output not in OUTPUTS:
+            raise ValueError(f"unknown output {output!r}: choose one of {', '.join(OUTPUTS)}")
+        self.W = nnx.Param(nnx.initializers.glorot_normal()(rngs.params(), (n, m)))
+        self.b = nnx.Param(jnp.zeros(n)) if bias else None
+        self.output = output
+
+    def encode(self, x: Float[Array, "n *batch"]) -> Float[Array, "m *batch"]:
+        return self.W[...].T @ x
+
+    def decode(self, h: Float[Array, "m *batch"]) -> Float[Array, "n *batch"]:
+        pre = self.W[...] @ h
+        if self.b is not None:
+            pre = pre + self.b[...].reshape(-1, *[1] * (h.ndim - 1))
+        return OUTPUTS[self.output](pre)
+
+    def __call__(self, x: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
+        return self.decode(self.encode(x))
+
+
+def weighted_error(
+    x: Float[Array, "n batch"], x_hat: Float[Array, "n batch"], importance, w: Float[Array, " batch"]
+) -> Float[Array, ""]:
+    """sum over the batch of w times sum_i I_i (x_i - x_hat_i)^2; w sums to 1 (TMS, "Loss").
+
+    >>> import jax.numpy as jnp
+    >>> float(weighted_error(jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1)), jnp.array([1.0, 0.5]), jnp.ones(1)))
+    3.0
+    """
+    return jnp.sum(importance[:, None] * w * jnp.square(x - x_hat))  # elementwise: a product I @ (...) is slower
+
+
+def objective(make: Callable[[nnx.Rngs], nnx.Module], init: Callable | None = None) -> Objective:
+    """The paper's objective for any module that maps x [n, B] to x_hat [n, B].
+
+    The batch is a ``Batch`` (x [n, B], w [B]); ``hyper["importance"]`` is [n].
+
+    Args:
+        make: rngs -> module. Its structure is split off once; the loop sees the arrays alone.
+        init: (params, key, hyper) -> params, an edit of the module's own initial values.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def start(key, hyper):
+        params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
+        return (params if init is None else init(params, key, hyper)), ()
+
+    def loss(params, state, batch, key, step, hyper):
+        x_hat = nnx.merge(graph, params)(batch.x)
+        return weighted_error(batch.x, x_hat, hyper["importance"], batch.w), (state, {})
+
+    return Objective(init=start, loss=loss)
+
+
+def decay(n: int, rate: float) -> Float[Array, " n"]:
+    """Importances I_i = rate^i.
+
+    >>> [float(i) for i in decay(3, 0.5)]
+    [1.0, 0.5, 0.25]
+    """
+    return jnp.asarray(rate, jnp.float32) ** jnp.arange(n)
+
+
+def grid(**axes) -> dict[str, np.ndarray]:
+    """The full product of named axes, as a Population's hyper: name -> [N], the last axis running fastest.
+
+    >>> {k: v.tolist() for k, v in grid(density=[1.0, 0.5], seed=range(2)).items()}
+    {'density': [1.0, 1.0, 0.5, 0.5], 'seed': [0, 1, 0, 1]}
+
+    Raises:
+        ValueError: an axis is empty.
+    """
+    arrays = {k: np.asarray(list(v) if isinstance(v, range) else v) for k, v in axes.items()}
+    for name, a in arrays.items():
+        if a.ndim != 1 or not a.size:
+            raise ValueError(f"the grid is empty: axis {name!r} needs a list of at least one value, got {a.tolist()}")
+    product = np.meshgrid(*arrays.values(), indexing="ij")
+    return {
+        k: p.ravel().astype(np.float32) if p.dtype.kind == "f" else p.ravel()
+        for k, p in zip(arrays, product, strict=True)
+    }
+
+
+def population(
+    n: int,
+    m: int,
+    hyper: Mapping,
+    recipe: Recipe,
+    *,
+    output: str = "relu",
+    bias: bool = True,
+    expectation: str = "conditional",
+    size: int = 256,
+    world: World | None = None,
+    init: Callable | None = None,
+    block: int = 16,
+) -> Population:
+    """A population of ToyModels on a sparse world, ready for ``train.fit.fit``.
+
+    Args:
+        n, m: features and hidden dimensions, the same for all members.
+        hyper: name -> [N, ...]. ``seed`` [N] and ``density`` [N] or [N, n] must be there; ``importance`` [N, n]
+            defaults to ones; ``lr`` and ``weight_decay`` [N] replace the recipe's.
+        output, bias: of ToyModel.
+        expectation, size: a row of ``worlds.expect.EXPECTATIONS`` and its size (batch, or nodes per feature).
+        world: of n features; None takes independent features with values U[0, 1].
+        init: see ``objective``.
+
+    Raises:
+        ValueError: a density outside (0, 1], n or m below 1, wrong shapes; each in one sentence.
+    """
+    density = np.asarray(hyper["density"], np.float32)
+    if not np.all((density > 0) & (density <= 1)):
+        raise ValueError(f"density (1 - S) must lie in (0, 1], got {density[~((density > 0) & (density <= 1))][0]:g}")
+    importance = np.asarray(hyper.get("importance", np.ones((len(density), n))), np.float32)
+    if importance.shape != (len(density), n):
+        raise ValueError(f"importance must be [N, n] = {(len(density), n)}, got {importance.shape}")
+    make = lambda rngs: ToyModel(n, m, output=output, bias=bias, rngs=rngs)  # noqa: E731
+    sample = expect.expectation(expectation, world or independent(n), size)
+    return Population(
+        objective(make, init),
+        recipe,
+        {**hyper, "density": density, "importance": importance},
+        source=Sampler(lambda key, h: sample(key, h["density"])),
+        block=block,
+    )

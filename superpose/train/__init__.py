@@ -1,0 +1,1 @@
+"""The one optimiser stack: it knows pytrees and objectives, and no model."""

@@ -1,0 +1,20 @@
+"""What all tests share: no window is ever opened, and the data that the project itself does not carry."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder that SUPERPOSE_TEST_DATA names; without the variable, the test is skipped."""
+    name = os.environ.get("SUPERPOSE_TEST_DATA")
+    if not name:
+        pytest.skip("needs test data that the project does not carry: set SUPERPOSE_TEST_DATA to its folder")
+    folder = Path(name).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"SUPERPOSE_TEST_DATA names {folder}, which is not a folder")
+    return folder
