@@ -97,7 +97,9 @@ def main():
     seconds, timed, W, b = train(args.task, args.seeds, args.steps)
     if args.save:
         np.savez_compressed(args.save, W=W.numpy(), b=b.numpy(), steps=args.steps)
-    print(json.dumps({"seconds": seconds, "steps": timed, "torch": torch.__version__, "threads": torch.get_num_threads()}))
+    print(
+        json.dumps({"seconds": seconds, "steps": timed, "torch": torch.__version__, "threads": torch.get_num_threads()})
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The table of claims: what was expected, from where, what was measured, and whether it holds.
 
-    python -m experiments.ledger            writes REPRODUCTION.md from figures/*.json
-    python -m experiments.ledger --check    exits with 1 if REPRODUCTION.md is not what figures/*.json say
+python -m experiments.ledger            writes REPRODUCTION.md from figures/*.json
+python -m experiments.ledger --check    exits with 1 if REPRODUCTION.md is not what figures/*.json say
 """
 
 import argparse
@@ -63,13 +63,23 @@ class Claim:
         return bool(RELATIONS[self.relation](measured, expected, self.tolerance))
 
     def as_json(self) -> dict[str, Any]:
-        plain = {k: np.asarray(v).tolist() if k in ("expected", "measured") else v for k, v in asdict(self).items()}
+        plain = {k: _finite(np.asarray(v).tolist()) if k in ("expected", "measured") else v
+                 for k, v in asdict(self).items()}  # fmt: skip
         return {**plain, "holds": self.holds}
+
+
+def _finite(value):
+    """None in place of what JSON has no number for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value if np.isfinite(value) else None
 
 
 def _number(value) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_number(v) for v in value) + "]"
+    if value is None:
+        return "not finite"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

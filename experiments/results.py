@@ -88,7 +88,7 @@ def load(base: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     about = load_about(base.with_suffix(".json"))
     path = base.with_suffix(".npz")
     try:
-        with np.load(path, allow_pickle=False) as f:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
             arrays = {k: f[k] for k in f.files}
     except FileNotFoundError:
         raise ResultError(f"there is no result {path}: run the experiment first, without --draw_only") from None

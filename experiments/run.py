@@ -36,7 +36,9 @@ from superpose.train.progress import say  # noqa: E402
 from superpose.worlds import prng  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config, e.g. configs/toy/pentagon.py:quick")
-WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs; default: a folder under runs/ named by the config")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Checkpoints and logs; default: a folder under runs/ named by the config"
+)
 OUT = flags.DEFINE_string("out", None, "Folder for the result; default: figures/ for an unchanged full config")
 DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture again, from the result file")
 RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory holds and begin anew")
@@ -181,18 +183,31 @@ def main(argv) -> int:
         return 1
 
 
+def _parse(argv):
+    """absl's flag parser, with one sentence for a person where absl and ml_collections print a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            _ = CONFIG.value.experiment  # a config file that could not be loaded is reported at its first use
+        return rest
+    except Exception as error:
+        if os.environ.get("SUPERPOSE_TRACEBACK"):
+            raise
+        lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
+        missing = [line for line in lines if "No such file" in line]
+        text = next(iter(missing), lines[-1] if "get_config" in str(error) else lines[0] if lines else repr(error))
+        if isinstance(error, AttributeError | KeyError):
+            text = "unknown config key: " + " ".join(lines).replace("\\", "").replace("' Did", ". Did").strip("'\" ")
+        print(f"error: {text.removeprefix('ValueError: ')}", file=sys.stderr)
+        sys.exit(2)
+
+
 def cli() -> None:
     # one CPU device per core: populations of small models spread over devices, not inside one matrix product
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", cores or 1)
-    try:
-        app.run(main)
-    except (AttributeError, TypeError, FileNotFoundError, KeyError, IsADirectoryError, ValueError) as error:
-        if os.environ.get("SUPERPOSE_TRACEBACK") or not str(error) or "config" not in " ".join(sys.argv):
-            raise
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(1)
+    app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ def gram_matrix(ax: Axes, G: np.ndarray, b: np.ndarray) -> None:
     n = len(b)
     ax.imshow(G, cmap=GRAM, vmin=-1, vmax=1, extent=(0, n, n, 0), interpolation="nearest")
     gap, width = 0.06 * n, max(1.0, 0.05 * n)
-    ax.imshow(
-        b[:, None], cmap=GRAM, vmin=-1, vmax=1, extent=(n + gap, n + gap + width, n, 0), interpolation="nearest"
-    )
+    ax.imshow(b[:, None], cmap=GRAM, vmin=-1, vmax=1, extent=(n + gap, n + gap + width, n, 0), interpolation="nearest")
     ax.plot([n + gap, n + gap + width, n + gap + width, n + gap, n + gap], [0, 0, n, n, 0], color="0.5", lw=0.6)
     ax.plot([0, n, n, 0, 0], [0, 0, n, n, 0], color="0.5", lw=0.6)
     ax.set(xlim=(-0.02 * n, n + gap + width + 0.02 * n), ylim=(n * 1.02, -0.02 * n), xticks=[], yticks=[])

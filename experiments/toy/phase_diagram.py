@@ -16,7 +16,10 @@ from superpose.toy.models import grid, population
 from superpose.train.fit import evaluate, fit
 from superpose.train.recipe import Recipe
 
-PHASES = {(2, 1): (theory.phase_2_1, theory.phase_2_1_boundaries), (3, 2): (theory.phase_3_2, theory.phase_3_2_boundaries)}
+PHASES = {
+    (2, 1): (theory.phase_2_1, theory.phase_2_1_boundaries),
+    (3, 2): (theory.phase_3_2, theory.phase_3_2_boundaries),
+}
 PAPER = "TMS, Superposition as a Phase Change"
 DERIVED = "derived for this project: exact loss, best of 16 starts"
 
@@ -42,9 +45,7 @@ def run(config, key, workdir):
         return {**params, "W": params["W"].at[-1].multiply(flip)}
 
     recipe = Recipe(steps=config.steps, **config.recipe)
-    pop = population(
-        n, m, hyper, recipe, expectation="quadrature", size=config.nodes, init=start, block=config.block
-    )
+    pop = population(n, m, hyper, recipe, expectation="quadrature", size=config.nodes, init=start, block=config.block)
     result = fit(pop, steps=config.steps, key=key, workdir=workdir / "fit", log_every=config.log_every,
                  title=f"n={n} m={m}")  # fmt: skip
     params = result.params

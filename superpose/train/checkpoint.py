@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from superpose.train.progress import json_line, say
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save at INFO and WARNING
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save, and what it raises once more
 
 
 class WorkdirError(RuntimeError):
@@ -112,10 +112,16 @@ def digest(arrays: dict[str, Any]) -> str | None:
     return h.hexdigest()
 
 
+def _seal(step: int, arrays: dict[str, Any], meta: dict) -> str | None:
+    """The digest of all that a checkpoint says, ``meta`` in the form in which JSON gives it back."""
+    text = json.dumps([step, json.loads(json.dumps(meta))], sort_keys=True)
+    return digest({**arrays, "meta": np.frombuffer(text.encode(), np.uint8)})
+
+
 class Checkpoints:
     """Orbax checkpoints of a flat dict of arrays and a JSON-able ``meta``, and the logs cut to them.
 
-    A checkpoint carries the digest of its own arrays: one that was truncated or edited is refused with a sentence.
+    A checkpoint carries the digest of its own content: one that was truncated or edited is refused with a sentence.
     ``metrics.jsonl`` holds what a seed determines, ``timing.jsonl`` what the clock does.
     """
 
@@ -124,8 +130,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
+        handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+            self._manager = ocp.CheckpointManager(
+                (self.path / "checkpoints").absolute(), options=options, item_handlers=handlers
+            )
         except OSError as error:
             raise WorkdirError(f"cannot use the work directory {path}: {error}; choose another") from error
 
@@ -135,8 +144,8 @@ class Checkpoints:
         Raises:
             WorkdirError: the disk refused; the checkpoint before it is untouched.
         """
-        meta = {**meta, "digest": digest(arrays)}
         try:
+            meta = {**meta, "digest": _seal(step, arrays, meta)}
             self._manager.save(
                 step, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
             )
@@ -166,12 +175,11 @@ class Checkpoints:
         try:
             names = self._manager.item_metadata(step)["arrays"].tree
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-            args = ocp.args.Composite(
-                arrays=ocp.args.PyTreeRestore(restore_args=as_numpy), meta=ocp.args.JsonRestore()
-            )
+            args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy), meta=ocp.args.JsonRestore())
             found = self._manager.restore(step, args=args)
             arrays, meta = dict(found["arrays"]), found["meta"]
-            expected, measured = meta["digest"], digest(arrays)
+            expected = meta.pop("digest")
+            measured = _seal(step, arrays, meta)
         except Exception as error:
             raise WorkdirError(f"the checkpoint {place} is damaged and can't be read; {mend}") from error
         if None not in (expected, measured) and expected != measured:

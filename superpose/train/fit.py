@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -31,8 +31,8 @@ POPULATION = "population"
 """Name of the mesh axis over which members are spread."""
 DIVERGED = 1e3
 """A member whose loss exceeds this many times its first value has diverged."""
-FIRST_STEPS = 10
-"""The first value is the largest loss of these steps: one batch of a sparse world may be all zeros, with loss 0."""
+FIRST_LOSSES = 10
+"""The first value is the largest of so many positive losses: a sparse batch may be all zeros, with loss 0."""
 LISTED = 64
 """Populations up to this size have every member's metrics in metrics.jsonl; larger ones mean, min and max."""
 
@@ -47,8 +47,8 @@ class Objective:
         grads: (params, grads) -> grads, before the optimiser.
         project: (params, hyper, step) -> params, after each update.
         record: (params) -> arrays, kept at the listed steps (step 0 is the initial model).
-        between: (members, source, key) -> members, on the host between chunks; sees the whole population (leaves
-            [N, ...], its optimiser state included) and may edit all of it, but not its shapes.
+        between: (members, source, key) -> members, on the host between chunks; sees the whole population (NumPy
+            leaves [N, ...], its optimiser state included) and may return all of it edited, but not its shapes.
     """
 
     init: Callable
@@ -116,13 +116,15 @@ class Population:
 class Members(NamedTuple):
     """All that changes while members train; leaves have leading axes [N] for the caller, [blocks, block] inside.
 
-    ``first`` is the loss that divergence is measured against, ``frozen_at`` the step at which a member was frozen or -1.
+    ``first`` is the loss that divergence is measured against, the largest of the first ``counted`` positive ones;
+    ``frozen_at`` is the step at which a member was frozen, or -1.
     """
 
     params: PyTree
     opt_state: PyTree
     state: PyTree
     first: Any
+    counted: Any
     frozen_at: Any
 
 
@@ -156,7 +158,7 @@ class Result:
 def _init_member(pop: Population, key, hyper) -> Members:
     params, state = pop.objective.init(key, hyper)
     opt_state = pop.transform(hyper).init(params)
-    return Members(params, opt_state, state, jnp.float32(0), jnp.int32(-1))
+    return Members(params, opt_state, state, jnp.float32(0), jnp.int32(0), jnp.int32(-1))
 
 
 def _update_member(pop: Population, member: Members, key, hyper, batch, step) -> tuple[Members, dict]:
@@ -177,15 +179,17 @@ def _update_member(pop: Population, member: Members, key, hyper, batch, step) ->
     if objective.project is not None:
         params = objective.project(params, hyper, step)
 
-    first = jnp.where(step < FIRST_STEPS, jnp.maximum(member.first, loss), member.first)
-    diverged = ~finite | (loss > DIVERGED * jnp.maximum(first, jnp.finfo(jnp.float32).tiny))
+    early = member.counted < FIRST_LOSSES
+    first = jnp.where(early, jnp.maximum(member.first, loss), member.first)
+    counted = member.counted + (early & (loss > 0))
+    diverged = ~finite | (~early & (loss > DIVERGED * first))
     alive = member.frozen_at < 0
     frozen_at = jnp.where(alive & diverged, step, member.frozen_at)
     moved = alive & ~diverged
     new = (params, opt_state, state)
     old = (member.params, member.opt_state, member.state)
     params, opt_state, state = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, old)
-    return Members(params, opt_state, state, first, frozen_at), {"loss": loss, **metrics}
+    return Members(params, opt_state, state, first, counted, frozen_at), {"loss": loss, **metrics}
 
 
 # --- blocks, devices --------------------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ def _over_members(fn: Callable, block: int, trees: PyTree) -> PyTree:
     """Applies a member's function to leaves [blocks, block, ...]: vmap inside a block, a loop over blocks."""
     if block > 1:
         return lax.map(lambda t: jax.vmap(fn)(*t), trees)
-    return lax.map(lambda t: jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], t))), trees)
+    return lax.map(lambda t: jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*jax.tree.map(lambda x: x[0], t))), trees)
 
 
 def _pad(tree: PyTree, layout: tuple[int, int], axis: int = 0) -> PyTree:
@@ -229,7 +233,7 @@ def population_mesh(blocks: int) -> Mesh | None:
     devices = jax.devices()[: max(1, blocks)]
     if len(devices) == 1:
         return None
-    return Mesh(np.array(devices), (POPULATION,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(devices), (POPULATION,), axis_types=(AxisType.Auto,))
 
 
 def available_bytes() -> int:
@@ -257,6 +261,7 @@ class _Program:
         self.batch_spec = batch_spec or P()
         self.compile_seconds = 0.0
         self._compiled = None
+        self._makers: dict[str, Callable] = {}
 
     # shardings
 
@@ -269,14 +274,15 @@ class _Program:
             return specs
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), members.params)
         own = jax.tree.map(lambda s: P(*lead, *s), pop.param_spec(one), is_leaf=lambda s: isinstance(s, P))
-        first_hyper = jax.tree.map(lambda x: x[0], dict(pop.hyper))
+        first_hyper = {k: np.asarray(v)[0] for k, v in pop.hyper.items()}
+        masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another group of the recipe  # noqa: E731
         like = optax.tree_utils.tree_map_params(
             pop.transform(first_hyper),
-            lambda _, s: s,
+            lambda x, s: x if masked(x) else s,
             members.opt_state,
             own,
             transform_non_params=lambda _: plain,
-            is_leaf=lambda s: isinstance(s, P),
+            is_leaf=masked,
         )
         return specs._replace(params=own, opt_state=like)
 
@@ -327,13 +333,15 @@ class _Program:
             members = _over_members(lambda k, h: _init_member(pop, k, h), pop.block, (keys, hyper))
             return members, self._records(pop, members)
 
-        make = self._spread(make, (0, 0), (0, 1))
-        out = None
-        if self.mesh is not None:
-            members, records = jax.eval_shape(make, keys, hyper)
-            spec = NamedSharding(self.mesh, P(None, POPULATION) if self.split else P())
-            out = (self.shardings(name, members), jax.tree.map(lambda _: spec, records))
-        return jax.jit(make, out_shardings=out)(keys, hyper)
+        if name not in self._makers:  # once for all slices of the population
+            make = self._spread(make, (0, 0), (0, 1))
+            out = None
+            if self.mesh is not None:
+                members, records = jax.eval_shape(make, keys, hyper)
+                spec = NamedSharding(self.mesh, P(None, POPULATION) if self.split else P())
+                out = (self.shardings(name, members), jax.tree.map(lambda _: spec, records))
+            self._makers[name] = jax.jit(make, out_shardings=out)
+        return self._makers[name](keys, hyper)
 
     def place(self, name, members: Members, records) -> tuple[Members, PyTree]:
         """Padded host or device arrays -> where the loop wants them."""
@@ -349,7 +357,7 @@ class _Program:
     def _records(self, pop, members):
         if pop.objective.record is None or not len(self.record_at):
             return ()
-        seen = jax.vmap(jax.vmap(pop.objective.record))(members.params)
+        seen = _over_members(pop.objective.record, pop.block, (members.params,))
         empty = jax.tree.map(lambda x: jnp.zeros((len(self.record_at), *x.shape), x.dtype), seen)
         return self._write_records(pop, empty, members, jnp.int32(0))
 
@@ -359,7 +367,7 @@ class _Program:
         row = jnp.minimum(jnp.searchsorted(at, step), len(self.record_at) - 1)
 
         def write(records):
-            seen = jax.vmap(jax.vmap(pop.objective.record))(members.params)
+            seen = _over_members(pop.objective.record, pop.block, (members.params,))
             return jax.tree.map(lambda r, s: lax.dynamic_update_index_in_dim(r, s, row, 0), records, seen)
 
         return lax.cond(at[row] == step, write, lambda records: records, records)
@@ -390,7 +398,7 @@ class _Program:
 
         def zeros(name, members):
             shapes = jax.eval_shape(lambda: advance(name, members, batch_of(start), start))[1]
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
 
         carry = {name: (m, r, zeros(name, m)) for name, (m, r) in carry.items()}
         carry = lax.fori_loop(start, stop, body, carry)
@@ -431,13 +439,15 @@ class _Group:
 
 
 def _flat(tree: PyTree, prefix: str) -> dict[str, Any]:
+    """Path -> leaf; empty arrays are left out, for Orbax takes none."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {prefix + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {prefix + jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
 
 
 def _unflat(like: PyTree, prefix: str, arrays: Mapping[str, Any]) -> PyTree:
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(structure, [arrays[prefix + jax.tree_util.keystr(path)] for path, _ in paths])
+    leaves = [arrays[prefix + jax.tree_util.keystr(path)] if leaf.size else leaf for path, leaf in paths]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _fingerprint(populations, steps, key, log_every, record_at, between_at) -> str:
@@ -454,9 +464,12 @@ def _fingerprint(populations, steps, key, log_every, record_at, between_at) -> s
     return h.hexdigest()
 
 
-def _check(populations, source, steps, record_at):
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+def _check(populations, source, steps, log_every, record_at, max_members):
+    for what, value in {"steps": steps, "log_every": log_every, "max_members": max_members}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    if source is not None and not isinstance(source, Sampler | Stream):
+        raise ValueError(f"source must be a Sampler or a Stream (next, get_state, set_state), got {source!r}")
     if not populations:
         raise ValueError("there is nothing to train: give at least one population")
     for name, pop in populations.items():
@@ -465,6 +478,9 @@ def _check(populations, source, steps, record_at):
         sizes = {k: len(v) if np.ndim(v) else None for k, v in pop.hyper.items()}
         if not pop.size or any(s != pop.size for s in sizes.values()):
             raise ValueError(f"every entry of hyper of population {name!r} needs the same length N >= 1, got {sizes}")
+        seeds = np.asarray(pop.hyper["seed"])
+        if seeds.dtype.kind not in "iu" or seeds.min() < -(2**31) or seeds.max() >= 2**32:
+            raise ValueError(f"the seeds of population {name!r} must be integers of at most 32 bits, got {seeds}")
         if pop.source is None and source is None:
             raise ValueError(f"population {name!r} has no source, and none was given to fit")
         if pop.source is not None and pop.source.shared:
@@ -487,7 +503,7 @@ def _slices(populations, max_members) -> list[dict[str, tuple[int, int]]]:
 
 def _members_that_fit(pop: Population, key, budget: int, records: int) -> int:
     """How many members fit a memory budget: state, its successor while a step is under way, records."""
-    hyper = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), dict(pop.hyper))
+    hyper = {k: jnp.asarray(np.asarray(v)[0]) for k, v in pop.hyper.items()}
 
     def shapes():
         member = _init_member(pop, key, hyper)
@@ -629,7 +645,8 @@ class _Run:
             for name, pop in self.pops.items():
                 if pop.objective.between is not None:
                     members, records = self.gather(name)
-                    self.scatter(name, pop.objective.between(members, pop.source or self.source, key), records)
+                    edited = pop.objective.between(jax.device_get(members), pop.source or self.source, key)
+                    self.scatter(name, edited, records)
 
     def _records_of_chunk(self) -> list[dict]:
         lines = []
@@ -690,9 +707,8 @@ class _Run:
                 progress.update(task, completed=self.step, loss="-" if loss is None else f"{loss:.4g}")
                 if stops and self.step < self.steps:
                     raise Stopped(self.step, stops[0], store and store.path)
-        lost = {name: int((known[name] >= 0).sum()) for name in self.pops}
-        for name, count in lost.items():
-            if count:
+        for name in self.pops:
+            if count := int((self._frozen(name) >= 0).sum()):
                 say(f"{count} of {self.pops[name].size} members of {name!r} diverged and were frozen")
 
     def results(self) -> dict[str, Result]:
@@ -722,11 +738,11 @@ def fit(
     key: jax.Array,
     source: Sampler | Stream | None = None,
     log_every: int = 100,
-    record_at: Sequence[int] = (),
-    between_at: Iterable[int] = (),
+    record_at: Iterable[int | np.integer] = (),
+    between_at: Iterable[int | np.integer] = (),
     workdir: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
-    mesh: Mesh | None | str = "auto",
+    mesh: Mesh | str | None = "auto",
     batch_spec: P | None = None,
     max_members: int | None = None,
     title: str = "training",
@@ -761,12 +777,14 @@ def fit(
     """
     single = isinstance(populations, Population)
     pops: dict[str, Population] = {"members": populations} if single else dict(populations)  # type: ignore
-    record_at, between_at = sorted(set(record_at)), sorted({s for s in between_at if s <= steps})
-    _check(pops, source, steps, record_at)
+    record_at, between_at = sorted({int(s) for s in record_at}), sorted({int(s) for s in between_at if s <= steps})
+    _check(pops, source, steps, log_every, record_at, max_members)
     if isinstance(source, Sampler) and not source.shared:
         pops = {n: p if p.source else Population(**{**vars(p), "source": source}) for n, p in pops.items()}
     if mesh == "auto":
         mesh = population_mesh(max(-(-p.size // p.block) for p in pops.values()))
+    elif mesh is not None:  # jax.make_mesh makes explicit axes, whose types a loss would have to state
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     budget = available_bytes() // len(pops)
     limits = {
         n: min(p.size, max_members or p.size, _members_that_fit(p, key, budget, len(record_at)))
@@ -833,8 +851,9 @@ def evaluate(
 
         return jax.tree.map(lambda v: v.mean(0), lax.map(batch, jnp.arange(batches)))
 
+    hyper = {k: np.asarray(v) for k, v in population.hyper.items()}
     mesh = population_mesh(-(-population.size // population.block))
     program = _Program({"members": population}, {"members": population.size}, source, (), mesh, None)
-    trees = program._place_plain(_pad((params, state, dict(population.hyper)), program.layout["members"]))
+    trees = program._place_plain(_pad((params, state, hyper), program.layout["members"]))
     over = program._spread(lambda *t: _over_members(one, population.block, t), (0, 0, 0), 0)
     return jax.device_get(_unpad(jax.jit(over)(*trees), population.size))

@@ -83,12 +83,13 @@ class Recipe:
             raise ValueError(f"a recipe needs 0 <= warmup < steps, got warmup={self.warmup}, steps={self.steps}")
         if not 0.0 <= self.decay_from < 1.0:
             raise ValueError(f"decay_from is a fraction of the run in [0, 1), got {self.decay_from}")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(f"adam takes no weight decay (got {self.weight_decay}): use optimizer='adamw'")
+        for decay in (self.weight_decay, *(g.weight_decay for g in self.groups)):
+            if self.optimizer == "adam" and decay:
+                raise ValueError(f"adam takes no weight decay (got {decay}): use optimizer='adamw'")
 
     def multiplier(self) -> optax.Schedule:
         """The schedule: step -> fraction of the peak learning rate."""
-        begin = max(self.warmup, round(self.decay_from * self.steps))
+        begin = min(max(self.warmup, round(self.decay_from * self.steps)), self.steps - 1)
         decay = SCHEDULES[self.schedule](self.steps - begin, self.final)
         pieces, ends = [], []
         if self.warmup:

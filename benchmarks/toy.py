@@ -1,0 +1,227 @@
+"""Toy models side by side with the paper's notebook recipe in PyTorch: wall time as ratios, losses beside them.
+
+    make bench                                  (or: python -m benchmarks.toy --peer .venv-peers/bin/python)
+    python -m benchmarks.toy --retrain          trains the peer's 10,000 steps anew (about an hour on 2 cores)
+
+Both sides are timed in turn in one run, medians over the rounds. The peer's time for its 10,000 steps is its step time
+in this run times 10,000; the losses it reaches then are those of a stored run (benchmarks/results/peer_*.npz), judged
+here on the same fixed held-out samples as ours. Prints a table and writes benchmarks/results/toy_<device>.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from superpose.toy.models import decay, grid, population
+from superpose.train.fit import evaluate, fit
+from superpose.train.recipe import Recipe
+from superpose.worlds import prng
+
+HERE = Path(__file__).parent
+DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+DEMO = SimpleNamespace(n=20, m=5, decay=0.7, seeds=16, batch=128, init_scale=0.4, steps=4000, lr=1e-2, decay_from=0.5)
+"""As in configs/toy/superposition_demo.py; a test holds the two together."""
+UNIFORM = SimpleNamespace(n=200, m=20, batch=1024, short_batch=256, init_scale=0.4, steps=9000, lr=1e-2, decay_from=0.5)
+PHASE = SimpleNamespace(cells=64, models=10, nodes=8, steps=250, lr=0.05, b2=0.95, block=256)
+"""As in configs/toy/phase_diagram.py; a test holds the two together."""
+
+
+def demo(expectation="conditional", size=DEMO.batch, steps=DEMO.steps):
+    """The eight columns of the headline figure: the linear model dense, the ReLU model at seven densities."""
+    recipe = Recipe(steps=steps, lr=DEMO.lr, schedule="linear", decay_from=DEMO.decay_from)
+
+    def one(output, densities):
+        hyper = grid(density=list(densities), seed=range(DEMO.seeds))
+        importance = decay(DEMO.n, DEMO.decay)
+        return population(
+            DEMO.n, DEMO.m, hyper, recipe, importance=importance, output=output, init_scale=DEMO.init_scale,
+            expectation=expectation, size=size,
+        )  # fmt: skip
+
+    return {"linear": one("linear", DENSITIES[:1]), "relu": one("relu", DENSITIES)}
+
+
+def uniform(size, steps=UNIFORM.steps, expectation="monte_carlo"):
+    """n=200, m=20, equal importance, 20 densities from 1 to 1/20, one seed; plain samples, as the peer's."""
+    hyper = grid(density=20.0 ** -np.linspace(0, 1, 20), seed=[0])
+    recipe = Recipe(steps=steps, lr=UNIFORM.lr, schedule="linear", decay_from=UNIFORM.decay_from)
+    return population(
+        UNIFORM.n, UNIFORM.m, hyper, recipe, init_scale=UNIFORM.init_scale, expectation=expectation, size=size, block=2
+    )
+
+
+def phase():
+    """n=2, m=1: 64 x 64 cells, 10 models a cell, exact expectation."""
+    axis = lambda low, high: np.geomspace(low, high, PHASE.cells).astype(np.float32)  # noqa: E731
+    hyper = grid(density=axis(0.01, 1.0), extra=axis(0.1, 10.0), model=range(PHASE.models))
+    hyper["seed"], mirror = np.divmod(np.arange(len(hyper["model"])), 2)
+    hyper["importance"] = np.stack([np.ones_like(hyper["extra"]), hyper["extra"]], 1)
+    hyper["flip"] = 1.0 - 2.0 * mirror
+    recipe = Recipe(steps=PHASE.steps, lr=PHASE.lr, b2=PHASE.b2, schedule="cosine")
+    start = lambda params, key, h: {**params, "W": params["W"].at[-1].multiply(h["flip"])}  # noqa: E731
+    return population(2, 1, hyper, recipe, expectation="quadrature", size=PHASE.nodes, init=start, block=PHASE.block)
+
+
+def peer(python: str, *args: str) -> dict:
+    """One call of the peer in its own environment; its JSON line."""
+    done = subprocess.run([python, str(HERE / "peer_toy.py"), *args], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the peer failed ({done.stderr.strip().splitlines()[-1:]}): is {python} made by `make peers`?")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def held_out(pops: dict, params: dict, batches=16, size=8192) -> dict[str, np.ndarray]:
+    """Losses on one fixed set of held-out samples, the same for both sides."""
+    out = {}
+    for name, pop in pops.items():
+        out[name] = evaluate(pop, params[name], key=prng.key(2**31 - 1), batches=batches)["loss"]
+    return out
+
+
+def matmul_rate(size=2048, repeats=5) -> float:
+    """Raw float32 matmul rate of JAX on this device, GF/s."""
+    a = jnp.ones((size, size), jnp.float32)
+    f = jax.jit(jnp.matmul)
+    f(a, a).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        clock = time.perf_counter()
+        f(a, a).block_until_ready()
+        times.append(time.perf_counter() - clock)
+    return 2 * size**3 / statistics.median(times) / 1e9
+
+
+def device_name() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model
+        )
+    return f"{len(jax.devices())} cores of {model}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with torch (make peers)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, both sides in turn")
+    parser.add_argument("--retrain", action="store_true", help="train the peer's stored runs anew, 10,000 steps")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the result")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    stored = {k: HERE / "results" / f"peer_{k}.npz" for k in ("demo", "uniform")}
+    if args.retrain:
+        peer(args.peer, "demo", "--seeds", str(DEMO.seeds), "--save", str(stored["demo"]))
+        peer(args.peer, "uniform", "--seeds", "1", "--save", str(stored["uniform"]))
+    peers = {k: np.load(p) for k, p in stored.items()}
+
+    times: dict[str, list[float]] = {}
+    note = lambda name, value: times.setdefault(name, []).append(value)  # noqa: E731
+    key, last = prng.key(0), {}
+    for r in range(args.rounds):
+        print(f"round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        timed = peer(args.peer, "demo", "--seeds", str(DEMO.seeds), "--steps", "20")
+        note("peer demo step", timed["seconds"] / timed["steps"])
+        result = fit(demo(), steps=DEMO.steps, key=key, log_every=500)
+        note("demo run", result["relu"].seconds)
+        note("demo compile", result["relu"].compile_seconds)
+        last["demo"] = result
+
+        timed = peer(args.peer, "uniform", "--seeds", "1", "--steps", "15")
+        note("peer uniform step", timed["seconds"] / timed["steps"])
+        one = fit(uniform(UNIFORM.batch, steps=40), steps=40, key=key, log_every=20)
+        note("uniform step", one.seconds / 40)
+        full = fit(uniform(UNIFORM.short_batch), steps=UNIFORM.steps, key=key, log_every=500)
+        note("uniform run", full.seconds + full.compile_seconds)
+        last["uniform"] = full
+
+        clock = time.perf_counter()
+        fit(phase(), steps=PHASE.steps, key=key, log_every=50)
+        note("phase diagram", time.perf_counter() - clock)
+        note("peer matmul", peer(args.peer, "matmul")["gflops"])
+        note("matmul", matmul_rate())
+
+    median = {k: statistics.median(v) for k, v in times.items()}
+    models = 8 * DEMO.seeds
+    peer_model = median["peer demo step"] * 10_000 / models
+    ours, theirs = last["demo"], peers["demo"]
+    judge = demo(size=8192)
+    loss = held_out(judge, {k: ours[k].params for k in ours})
+    peer_params = {
+        "linear": {"W": theirs["W"][:, 0], "b": theirs["b"][:, 0]},
+        "relu": {
+            "W": np.swapaxes(theirs["W"][:, 1:], 0, 1).reshape(-1, DEMO.n, DEMO.m),
+            "b": np.swapaxes(theirs["b"][:, 1:], 0, 1).reshape(-1, DEMO.n),
+        },
+    }
+    peer_loss = held_out(judge, peer_params)
+    rows = []
+    for name, i in [("linear", 0)] + [("relu", i) for i in range(len(DENSITIES))]:
+        a = loss[name].reshape(-1, DEMO.seeds)[i]
+        b = peer_loss[name].reshape(-1, DEMO.seeds)[i]
+        rows.append({
+            "column": f"{name} 1-S={DENSITIES[i]:g}", "best": float(a.min()), "peer best": float(b.min()),
+            "best ratio": float(a.min() / b.min()), "median": float(np.median(a)), "peer median": float(np.median(b)),
+            "median ratio": float(np.median(a) / np.median(b)),
+        })  # fmt: skip
+    judge = uniform(4096, expectation="conditional")
+    mine = evaluate(judge, last["uniform"].params, key=prng.key(2**31 - 1), batches=8)["loss"]
+    his = {"W": peers["uniform"]["W"][0], "b": peers["uniform"]["b"][0]}
+    his = evaluate(judge, his, key=prng.key(2**31 - 1), batches=8)["loss"]
+
+    ratios = {
+        "demo: peer / ours, wall time per model, compilation left out (>= 50)": peer_model / (median["demo run"] / models),
+        "demo: peer / ours, wall time per model, with compilation (>= 20)": peer_model
+        / ((median["demo run"] + median["demo compile"]) / models),
+        "demo: worst best-of-seeds loss, ours / peer (<= 1.02)": max(r["best ratio"] for r in rows),
+        "demo: worst median loss, ours / peer (<= 1.02)": max(r["median ratio"] for r in rows),
+        "uniform: peer / ours, step time at batch 1024 (>= 4)": median["peer uniform step"] / median["uniform step"],
+        "uniform: peer / ours, time to the peer's loss, with compilation (>= 10)": median["peer uniform step"] * 10_000
+        / median["uniform run"],
+        "uniform: median loss over 20 densities, ours / peer (<= 1)": float(np.median(mine / his)),
+        "uniform: worst loss over 20 densities, ours / peer (<= 1.01)": float((mine / his).max()),
+        "phase diagram 64 x 64 x 10, seconds with compilation (< 15)": median["phase diagram"],
+    }  # fmt: skip
+    about = {
+        "device": device_name(), "python": sys.version.split()[0], "jax": jax.__version__, "rounds": args.rounds,
+        "ratios": ratios, "medians": median, "times": times, "losses": rows,
+        "uniform losses": {"ours": mine.tolist(), "peer": his.tolist()},
+    }  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "_", about["device"].lower()).strip("_")
+    path = args.out / f"toy_{slug}.json"
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+    print(f"{about['device']}, jax {about['jax']}, medians of {args.rounds} rounds")
+    print(f"raw float32 matmul: jax {median['matmul']:.0f} GF/s, torch {median['peer matmul']:.0f} GF/s")
+    print(f"{'column':22s}{'best':>11s}{'peer':>11s}{'ratio':>8s}{'median':>11s}{'peer':>11s}{'ratio':>8s}")
+    for r in rows:
+        print(
+            f"{r['column']:22s}{r['best']:11.4g}{r['peer best']:11.4g}{r['best ratio']:8.3f}"
+            f"{r['median']:11.4g}{r['peer median']:11.4g}{r['median ratio']:8.3f}"
+        )
+    for name, value in ratios.items():
+        print(f"{value:10.3f}  {name}")
+    for name, value in median.items():
+        print(f"{value:10.4g}  {name}" + ("" if "matmul" in name else " (s)"))
+    print(f"written to {os.path.relpath(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

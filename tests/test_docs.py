@@ -1,0 +1,67 @@
+"""What README and docs say is true: Python blocks run, commands run, make targets exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from experiments.results import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    for page in PAGES:
+        for i, block in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
+            yield pytest.param(block, id=f"{page.stem}-{i}")
+
+
+@pytest.mark.parametrize("block", list(blocks("python")))
+def test_python_blocks_run(block, capsys):
+    exec(compile(block, "<docs>", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_notebook_journey_is_short_and_free_of_flags():
+    journey, own = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = lambda text: [line for line in text.splitlines() if line.strip()]  # noqa: E731
+    assert len(lines(journey)) <= 15
+    assert len(lines(own)) <= 20
+    assert "absl" not in journey
+    assert "config" not in journey
+
+
+@pytest.mark.slow
+def test_commands_run(tmp_path):
+    commands = [
+        shlex.split(line)
+        for page in PAGES
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("python ")
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        assert ":quick" in " ".join(command), "only quick configs are run by the tests"
+        place = [f"--out={tmp_path / 'out'}"]
+        if "--draw_only" not in command:
+            place.append(f"--workdir={tmp_path / str(hash(tuple(command)))}")
+        done = subprocess.run([sys.executable, *command[1:], *place], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))))
+def test_make_targets_exist(target):
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_point_at_files():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"

@@ -1,0 +1,431 @@
+"""The training loop with toy objectives: what each part of it promises, against loops written out in NumPy."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_script import KEY, Batches, differing, leaves
+
+from superpose.train.fit import Members, Objective, Population, Sampler, evaluate, fit
+from superpose.train.recipe import Recipe
+from superpose.worlds import prng
+
+
+def quadratic(**hooks):
+    """0.5 |w - batch|^2 from w = hyper["w"]: the gradient is w - batch."""
+    return Objective(
+        lambda key, hyper: (hyper["w"], ()),
+        lambda w, state, batch, key, step, hyper: (0.5 * jnp.sum((w - batch) ** 2), (state, {})),
+        **hooks,
+    )
+
+
+def sgd(steps, lr=0.1, momentum=0.0):
+    return Recipe(steps=steps, optimizer="sgd", lr=lr, momentum=momentum)
+
+
+def seeds(n):
+    return {"seed": np.arange(n)}
+
+
+# ---- bits: 200 features in 20 dimensions, where plain vmap depends on the population's size
+
+
+def wide(members, block=8):
+    def init(key, hyper):
+        return {"W": jax.random.uniform(key, (200, 20), minval=-0.2, maxval=0.2), "b": jnp.zeros(200)}, ()
+
+    def loss(params, state, x, key, step, hyper):
+        out = jax.nn.relu(params["W"] @ (params["W"].T @ x) + params["b"][:, None])
+        value = jnp.mean(jnp.sum((x - out) ** 2, 0))
+        return value, (state, {"norm": jnp.linalg.norm(params["W"])})
+
+    def record(params):  # products of one vector: their bits depend on how many are computed at once
+        W = params["W"]
+        return {"W": W, "v": W.T @ W[:, 0], "dot": jnp.dot(W[:, 0], W[:, 1])}
+
+    def sample(key, hyper):
+        return jax.random.uniform(key, (200, 32)) * hyper["scale"]
+
+    hyper = {
+        "seed": np.asarray(members),
+        "scale": (1 + np.asarray(members) / 10).astype(np.float32),
+        "lr": (0.001 * (1 + np.asarray(members) % 3)).astype(np.float32),
+    }
+    return Population(Objective(init, loss, record=record), Recipe(steps=6), hyper, Sampler(sample), block)
+
+
+def wide_leaves(members, take=slice(None), **settings):
+    """Everything that a member ends with (history by entry apart), the members of ``take`` alone."""
+    settings = {"log_every": 3, "record_at": (0, 2, 6), **settings}
+    result = fit(wide(members), steps=6, key=KEY, mesh=None, **settings)
+    kept = leaves(result, ("params", "opt_state", "state", "frozen_at"))
+    late = leaves(result, ("records", "history"))
+    return {k: v[take] for k, v in kept.items()} | {k: v[:, take] for k, v in late.items()}
+
+
+SIZES = [1, 9, 23]  # one block with padding, two, three
+
+
+@pytest.fixture(scope="module")
+def forty():
+    return wide_leaves(range(40))
+
+
+def first(arrays, n):
+    late = lambda k: "records" in k or "history" in k  # noqa: E731
+    return {k: v[:, :n] if late(k) else v[:n] for k, v in arrays.items()}
+
+
+def check_size(forty, n):
+    assert not differing(wide_leaves(range(n)), first(forty, n))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_bits_do_not_depend_on_the_population_size(forty, n):
+    check_size(forty, n)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("n", sorted(set(range(1, 40)) - set(SIZES)))
+def test_bits_do_not_depend_on_any_population_size(forty, n):
+    check_size(forty, n)
+
+
+def test_bits_depend_on_seeds_and_not_on_positions(forty):
+    """The population backwards, two members given twice, all in one chunk of steps."""
+    found = wide_leaves([*range(39, -1, -1), 3, 3], slice(39, None, -1), record_at=(0, 2, 6))
+    assert not differing(found, forty)
+    weights = forty["['']['params']['W']"]
+    assert len(np.unique(weights.reshape(40, -1), axis=0)) == 40
+
+
+@pytest.mark.parametrize("members", [3, 24])
+def test_bits_do_not_depend_on_the_chunking_of_members(forty, members):
+    """3 does not divide the block, 24 leaves an uneven rest."""
+    assert not differing(wide_leaves(range(40), max_members=members), forty)
+
+
+def test_bits_do_not_depend_on_the_chunking_of_steps(forty):
+    found = wide_leaves(range(40), log_every=4)
+    history = [k for k in found if "history" in k]
+    assert not differing(
+        {k: v for k, v in found.items() if k not in history}, {k: v for k, v in forty.items() if k not in history}
+    )
+    for k in history:  # chunks of 4 and 2 steps against two of 3: the same sum over the run
+        np.testing.assert_allclose(4 * found[k][0] + 2 * found[k][1], 3 * forty[k].sum(0), rtol=1e-5)
+
+
+def test_a_member_s_own_rate_and_decay_equal_a_run_of_its_own():
+    recipe = dict(steps=20, optimizer="adamw", schedule="cosine", warmup=4)
+    hyper = {"w": np.ones((3, 3), np.float32), "seed": np.arange(3)}
+    rates = {"lr": np.float32([0.1, 0.01, 0.03]), "weight_decay": np.float32([0.0, 0.5, 0.1])}
+    together = fit(
+        Population(quadratic(), Recipe(**recipe), {**hyper, **rates}), source=Batches(), steps=20, key=KEY
+    ).params
+    for i in range(2):
+        own = Recipe(**recipe, **{k: float(v[i]) for k, v in rates.items()})
+        alone = fit(Population(quadratic(), own, hyper), source=Batches(), steps=20, key=KEY).params
+        np.testing.assert_allclose(together[i], alone[i], rtol=1e-6)
+        assert not np.allclose(together[2], alone[2], rtol=1e-3)
+
+
+# ---- sources
+
+
+def remembering(size, **hooks):
+    """Its state keeps the sum and the last of the batches, and what a step was given besides."""
+
+    def loss(params, state, batch, key, step, hyper):
+        state = {"sum": state["sum"] + batch, "last": batch, "draw": jax.random.uniform(key)}
+        value = jnp.sum(params**2) + jnp.sum(batch) ** 2
+        return value, (state, {"step": step, "tag": hyper.get("tag", 0.0), "draw": state["draw"]})
+
+    zero = {"sum": jnp.zeros(4), "last": jnp.zeros(4), "draw": jnp.zeros(())}
+    return Objective(lambda key, hyper: (jax.random.uniform(key, (size,)), zero), loss, **hooks)
+
+
+def test_populations_share_one_stream_of_batches():
+    """Different objectives and sizes, one of them alone, and in chunks of members: always the same batches."""
+    shared = Sampler(lambda key: jax.random.uniform(key, (4,)), shared=True)
+    pops = {
+        "small": Population(remembering(2), sgd(7), seeds(3), block=2),
+        "large": Population(remembering(5), Recipe(steps=7), seeds(4), block=4),
+        "own": Population(remembering(2), sgd(7), seeds(2), Sampler(lambda key, hyper: jax.random.uniform(key, (4,)))),
+    }
+    run = lambda p, **k: fit(p, source=shared, steps=7, key=KEY, log_every=3, **k)  # noqa: E731
+    results = run(pops)
+    seen = results["small"].state
+    assert (seen["sum"] == seen["sum"][0]).all()
+    assert (seen["last"] == seen["last"][0]).all()
+    assert not np.allclose(seen["sum"], 7 * seen["last"])  # a new batch at every step
+    assert (results["large"].state["sum"] == seen["sum"][0]).all()
+    own = results["own"].state["sum"]
+    assert not np.isclose(own[0], own[1]).any()
+    assert not np.isclose(own, seen["sum"][0]).any()
+    without = {name: results.pop(name) and pops[name] for name in ("large", "small")}
+    assert not differing(leaves(run(without, max_members=2)), leaves({n: r for n, r in results.items()}))
+
+
+def test_a_step_sees_its_key_step_and_hyper():
+    """The key by seed and step, the same in populations of their own; metrics are means over a chunk."""
+    hyper = {"seed": np.array([4, 4, 9]), "tag": np.float32([0.5, 1.5, 2.5])}
+    pop = Population(remembering(2), sgd(7), hyper)
+    result = fit(pop, source=Batches((4,)), steps=7, key=KEY, log_every=3)
+    assert result.history_steps.tolist() == [3, 6, 7]
+    np.testing.assert_array_equal(result.history["step"], np.repeat([[1.0], [4.0], [6.0]], 3, 1))
+    np.testing.assert_array_equal(result.history["tag"], [[0.5, 1.5, 2.5]] * 3)
+    draws = result.history["draw"]
+    assert (draws[:, 0] == draws[:, 1]).all()
+    assert len(np.unique(draws[:, [0, 2]])) == 6
+    np.testing.assert_array_equal(draws[2], result.state["draw"])  # the last chunk is the last step
+    other = fit(pop, source=Batches((4,)), steps=7, key=prng.key(6), log_every=3)
+    assert not np.isclose(other.history["draw"], draws).any()
+    assert not np.isclose(other.params, result.params).any()
+
+
+def test_the_end_of_a_stream_is_one_sentence():
+    pop = Population(quadratic(), sgd(20), {**seeds(2), "w": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ValueError, match="the stream ended at step 13 of 20: give more data or fewer steps"):
+        fit(pop, source=Batches(length=13), steps=20, key=KEY, log_every=5)
+    short = Population(pop.objective, sgd(13), pop.hyper)
+    assert fit(short, source=Batches(length=13), steps=13, key=KEY, log_every=5).history_steps[-1] == 13
+
+
+# ---- hooks
+
+
+def test_hooks_run_where_they_belong():
+    """gradient -> grads hook -> momentum -> project -> record, against the same loop in NumPy."""
+    STEPS, lr = 9, 0.1
+    objective = quadratic(
+        grads=lambda w, g: 2 * g + w,
+        project=lambda w, hyper, step: w / jnp.linalg.norm(w) * (hyper["radius"] + 0.01 * step),
+        record=lambda w: {"w": w, "norm": jnp.linalg.norm(w)},
+    )
+    start = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    radius = np.float32([1.0, 2.0, 3.0])
+    stream = Batches()
+    pop = Population(objective, sgd(STEPS, lr, momentum=0.8), {**seeds(3), "w": start, "radius": radius}, block=2)
+    result = fit(pop, source=stream, steps=STEPS, key=KEY, log_every=4, record_at=np.arange(STEPS + 1))
+
+    w, trace, losses = start.astype(np.float64), 0.0, []
+    for t in range(STEPS):
+        np.testing.assert_allclose(result.records["w"][t], w, rtol=1e-5)
+        batch = stream.batch(t)
+        losses.append(0.5 * ((w - batch) ** 2).sum(1))
+        trace = 0.8 * trace + 2 * (w - batch) + w
+        w = w - lr * trace
+        w *= (radius[:, None] + 0.01 * t) / np.linalg.norm(w, axis=1, keepdims=True)
+    np.testing.assert_allclose(result.params, w, rtol=1e-5)
+    np.testing.assert_array_equal(result.records["w"][STEPS], result.params)
+    allowed = radius + 0.01 * np.arange(STEPS)[:, None]
+    np.testing.assert_allclose(result.records["norm"][1:], allowed, rtol=1e-6)
+    means = [np.mean(losses[a:b], 0) for a, b in ((0, 4), (4, 8), (8, 9))]
+    np.testing.assert_allclose(result.history["loss"], means, rtol=1e-5)
+
+    stopped = fit(Population(objective, pop.recipe, pop.hyper, block=2), source=Batches(), steps=5, key=KEY)
+    np.testing.assert_array_equal(stopped.params, result.records["w"][5])
+
+
+@pytest.mark.parametrize("max_members", [None, 2])
+def test_between_sees_and_edits_the_whole_population(max_members):
+    N, STEPS, at, calls = 5, 12, (np.int64(5), 8, 12, 40), []  # 40 lies beyond the end
+
+    def between(members, source, key):
+        assert isinstance(members, Members)
+        assert {x.shape[0] for x in jax.tree.leaves(members)} == {N}
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(members))
+        w, trace = members.params.copy(), jax.tree.map(np.copy, members.opt_state)
+        calls.append((w.copy(), jax.tree.leaves(trace)[0].copy(), source, jax.random.key_data(key).tolist()))
+        w[1] += 10 * len(calls)
+        jax.tree.leaves(trace)[0][2] = 0.0
+        return members._replace(params=w, opt_state=trace)
+
+    objective = quadratic(between=between, record=lambda w: w)
+    start = np.random.default_rng(1).normal(size=(N, 3)).astype(np.float32)
+    stream = Batches()
+    pop = Population(objective, sgd(STEPS, 0.1, momentum=0.8), {**seeds(N), "w": start}, block=2)
+    result = fit(
+        pop,
+        source=stream,
+        steps=STEPS,
+        key=KEY,
+        log_every=3,
+        record_at=(5, 12),
+        between_at=at,
+        max_members=max_members,
+    )
+
+    w, trace, seen = start.astype(np.float64), np.zeros((N, 3)), []
+    for t in range(STEPS):
+        trace = 0.8 * trace + w - stream.batch(t)
+        w = w - 0.1 * trace
+        if t + 1 in at:
+            seen.append((w.copy(), trace.copy()))
+            w[1] += 10 * len(seen)
+            trace[2] = 0.0
+    assert len(calls) == 3
+    for (saw, saw_trace, source, _), (want, want_trace) in zip(calls, seen, strict=True):
+        np.testing.assert_allclose(saw, want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saw_trace, want_trace, rtol=1e-4, atol=1e-5)
+        assert source is stream
+    assert len({str(key) for *_, key in calls}) == 3
+    np.testing.assert_allclose(result.params, w, rtol=1e-5)  # the edit after the last step too
+    np.testing.assert_array_equal(result.records[0], calls[0][0])  # a record is of the step, before the edit
+    assert result.history_steps.tolist() == [3, 5, 6, 8, 9, 12]
+
+
+# ---- members that diverge
+
+MODES = ("sound", "nan loss", "inf gradient", "1e4 x", "500 x", "zeros first", "below zero first", "nan metric")
+
+
+def troubled(modes, **settings):
+    """Adam on a target, and what MODES says at step 25."""
+
+    def init(key, hyper):
+        return {"w": jax.random.normal(key, (3,)), "z": jnp.zeros(())}, jnp.int32(0)
+
+    def loss(params, state, batch, key, step, hyper):
+        mode = lambda name: hyper["mode"] == MODES.index(name)  # noqa: E731
+        now = step == 25
+        value = 1.0 + jnp.sum((params["w"] - batch) ** 2)
+        value *= jnp.where(now & mode("1e4 x"), 1e4, jnp.where(now & mode("500 x"), 500.0, 1.0))
+        value = jnp.where(now & mode("nan loss"), jnp.nan, value)
+        value = jnp.where((step < 20) & mode("zeros first"), 0.0, value)
+        value = jnp.where((step < 20) & mode("below zero first"), -value, value)
+        value += jnp.sqrt(jnp.where(now & mode("inf gradient"), params["z"], 1.0)) - 1.0
+        return value, (state + 1, {"odd": jnp.where(mode("nan metric"), jnp.nan, value)})
+
+    index = np.array([MODES.index(m) for m in modes])
+    hyper = {"seed": index, "mode": index, "lr": (0.01 * (1 + index)).astype(np.float32)}
+    pop = Population(Objective(init, loss, record=lambda p: p), Recipe(steps=40), hyper, block=4)
+    return fit(pop, source=Batches(), steps=40, key=KEY, log_every=10, record_at=(25, 40), mesh=None, **settings)
+
+
+def test_diverged_members_are_frozen_and_the_others_go_on(capsys, tmp_path):
+    result = troubled(MODES, workdir=tmp_path)
+    bad = ("nan loss", "inf gradient", "1e4 x")
+    assert {m: s for m, s in zip(MODES, result.frozen_at.tolist(), strict=True) if s >= 0} == dict.fromkeys(bad, 25)
+    for i, mode in enumerate(MODES):
+        at_25, at_40 = (np.array([result.records[k][t, i] for k in ("w",)]) for t in (0, 1))
+        assert (at_25 == at_40).all() == (mode in bad), mode
+        assert np.isfinite(at_40).all()
+        np.testing.assert_array_equal(at_40[0], result.params["w"][i])
+        assert result.state[i] == (25 if mode in bad else 40)
+        assert result.opt_state[0][0].count[i] == (25 if mode in bad else 40)
+
+    said = capsys.readouterr().err
+    for i, mode in enumerate(MODES):
+        line = (
+            f"member {i} of 'members' (seed={i}, mode={i}, lr={0.01 * (1 + i):.6g}) diverged at step 25 and is frozen"
+        )
+        assert (line in said) == (mode in bad)
+    assert "3 of 8 members of 'members' diverged and were frozen" in said
+
+    healthy = [m for m in MODES if m not in bad]
+    alone = leaves(troubled(healthy), ("params", "opt_state", "state", "frozen_at"))
+    index = np.array([MODES.index(m) for m in healthy])
+    both = {k: v[index] for k, v in leaves(result, ("params", "opt_state", "state", "frozen_at")).items()}
+    assert not differing(alone, both)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()  # strict JSON
+
+    troubled(MODES, workdir=tmp_path)  # a finished run still says so
+    assert "3 of 8 members of 'members' diverged and were frozen" in capsys.readouterr().err
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_evaluate_is_the_mean_of_the_loss(shared):
+    def loss(params, state, batch, key, step, hyper):
+        value = jnp.sum((params - batch) ** 2) * hyper["gain"] + jax.random.uniform(key) + state
+        return value, (state, {"twice": 2 * value})
+
+    sample = (
+        (lambda key: jax.random.normal(key, (3,))) if shared else (lambda k, h: h["gain"] * jax.random.normal(k, (3,)))
+    )
+    source, gain = Sampler(sample, shared), np.float32([1, 2, 3, 4, 5])
+    pop = Population(Objective(lambda k, h: None, loss), sgd(1), {**seeds(5), "gain": gain}, block=2)
+    params = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    state = np.arange(5, dtype=np.float32)
+    found = evaluate(pop, params, state, key=KEY, source=source, batches=3)
+    want = np.zeros(5)
+    for b in range(3):
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(KEY, b))
+        draw = np.asarray(jax.random.normal(batch_key, (3,)))
+        for i in range(5):  # the same draws for all members
+            batch = draw if shared else gain[i] * draw
+            want[i] += ((params[i] - batch) ** 2).sum() * gain[i] + float(jax.random.uniform(loss_key)) + state[i]
+    np.testing.assert_allclose(found["loss"], want / 3, rtol=1e-6)
+    np.testing.assert_allclose(found["twice"], want / 1.5, rtol=1e-6)
+    assert found["loss"].shape == (5,)
+
+
+def test_evaluate_needs_a_source():
+    pop = Population(quadratic(), sgd(1), {**seeds(1), "w": np.zeros((1, 3), np.float32)})
+    for arguments in ({}, {"source": Sampler(lambda key: jnp.zeros(3), shared=True), "batches": 0}):
+        with pytest.raises(ValueError, match="evaluate needs a source, of the population or given, and at least one"):
+            evaluate(pop, pop.hyper["w"], key=KEY, **arguments)
+
+
+# ---- small print
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_plain_numbers_and_small_types(block):
+    """Python numbers as state and metric, a bool, and bfloat16 whose sum over 600 steps is far beyond its precision."""
+
+    def loss(params, state, batch, key, step, hyper):
+        tiny = jnp.asarray(1.0, jnp.bfloat16)
+        return jnp.sum(params**2), (state + 1, {"half": step % 2 == 0, "one": tiny, "python": 3.0})
+
+    pop = Population(Objective(lambda k, h: (jnp.ones(2), 0), loss), sgd(600), seeds(3), block=block)
+    result = fit(pop, source=Batches(), steps=600, key=KEY, log_every=600)
+    for name, mean in {"half": 0.5, "one": 1.0, "python": 3.0}.items():
+        np.testing.assert_array_equal(result.history[name], [[mean] * 3])
+    assert result.state.tolist() == [600] * 3
+
+
+GOOD = dict(steps=4, key=KEY, source=Batches())
+W = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "settings", "sentence"),
+    [
+        ({}, dict(steps=0), "steps must be at least 1, got 0"),
+        ({}, dict(log_every=0), "log_every must be at least 1, got 0"),
+        ({}, dict(max_members=0), "max_members must be at least 1, got 0"),
+        ({}, dict(record_at=(0, 5)), r"record_at must lie in \[0, 4\], got \[0, 5\]"),
+        ({}, dict(record_at=(-1,)), r"record_at must lie in \[0, 4\], got \[-1\]"),
+        ({}, dict(source=None), "population 'members' has no source, and none was given to fit"),
+        ({}, dict(populations={}), "there is nothing to train: give at least one population"),
+        ({"seed": None}, {}, "population 'members' has no 'seed' in its hyper: a member's key comes from its seed"),
+        ({"seed": [0.0, 1.0]}, {}, "the seeds of population 'members' must be integers of at most 32 bits"),
+        ({"seed": [0, 2**32]}, {}, "the seeds of population 'members' must be integers of at most 32 bits"),
+        ({"seed": []}, {}, "every entry of hyper of population 'members' needs the same length N >= 1"),
+        ({"lr": [0.1]}, {}, "needs the same length N >= 1, got {'seed': 2, 'w': 2, 'lr': 1}"),
+        ({"lr": 0.1}, {}, "needs the same length N >= 1, got {'seed': 2, 'w': 2, 'lr': None}"),
+        ({"weight_decay": [0.1, 0.2]}, dict(recipe=Recipe(steps=4)), "adam takes no weight decay"),
+        ({}, dict(block=0), "block of population 'members' must be at least 1, got 0"),
+        ({}, dict(own=Sampler(lambda key: 0, shared=True)), "the source of population 'members' is shared: give it"),
+    ],
+)
+def test_bad_arguments_are_refused(hyper, settings, sentence):
+    values = {k: v for k, v in {**seeds(2), "w": W, **hyper}.items() if v is not None}
+    settings = {**GOOD, **settings}
+    recipe, own = settings.pop("recipe", sgd(4)), settings.pop("own", None)
+    pop = Population(quadratic(), recipe, values, own, settings.pop("block", 4))
+    with pytest.raises(ValueError, match=sentence):
+        fit(settings.pop("populations", pop), **settings)
+
+
+def test_an_iterator_without_a_position_is_refused():
+    pop = Population(quadratic(), sgd(4), {**seeds(2), "w": W})
+    with pytest.raises(ValueError, match=r"source must be a Sampler or a Stream \(next, get_state, set_state\), got"):
+        inspect.unwrap(fit)(pop, **{**GOOD, "source": iter([W])})  # before the types are checked as in these tests
