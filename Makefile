@@ -57,9 +57,11 @@ $(PEERS)/.ready: requirements-peers.txt
 
 reproduce: $(READY) ## train and draw every figure into figures/, then print the table of claims
 	$(PY) -m experiments.run --config=configs/toy/superposition_demo.py
+	$(PY) -m experiments.run --config=configs/toy/superposition_demo.py:rescaled
 	$(PY) -m experiments.run --config=configs/toy/pentagon.py
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:n3m2
+	$(PY) -m experiments.run --config=configs/toy/sweep.py
 	$(PY) -m experiments.ledger
 
 test: $(READY) ## run the tests

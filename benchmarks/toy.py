@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from superpose.train.recipe import Recipe
 from superpose.worlds import prng
 
 HERE = Path(__file__).parent
+HELD_OUT = prng.key(2**31 - 1)
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 DEMO = SimpleNamespace(n=20, m=5, decay=0.7, seeds=16, batch=128, init_scale=0.4, steps=4000, lr=1e-2, decay_from=0.5)
 """As in configs/toy/superposition_demo.py; a test holds the two together."""
@@ -82,12 +84,27 @@ def peer(python: str, *args: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def held_out(pops: dict, params: dict, batches=16, size=8192) -> dict[str, np.ndarray]:
-    """Losses on one fixed set of held-out samples, the same for both sides."""
-    out = {}
-    for name, pop in pops.items():
-        out[name] = evaluate(pop, params[name], key=prng.key(2**31 - 1), batches=batches)["loss"]
-    return out
+def compare_columns(ours: dict, theirs) -> list[dict[str, Any]]:
+    """Best and median over the seeds, per column of the demo, on one fixed set of held-out samples for both sides."""
+    peer_params = {
+        "linear": {"W": theirs["W"][:, 0], "b": theirs["b"][:, 0]},
+        "relu": {
+            "W": np.swapaxes(theirs["W"][:, 1:], 0, 1).reshape(-1, DEMO.n, DEMO.m),
+            "b": np.swapaxes(theirs["b"][:, 1:], 0, 1).reshape(-1, DEMO.n),
+        },
+    }
+    judge = demo(size=8192)
+    loss = {k: evaluate(judge[k], ours[k].params, key=HELD_OUT, batches=16)["loss"] for k in judge}
+    peer_loss = {k: evaluate(judge[k], peer_params[k], key=HELD_OUT, batches=16)["loss"] for k in judge}
+    rows = []
+    for name, i in [("linear", 0)] + [("relu", i) for i in range(len(DENSITIES))]:
+        a, b = (x[name].reshape(-1, DEMO.seeds)[i] for x in (loss, peer_loss))
+        rows.append({
+            "column": f"{name} 1-S={DENSITIES[i]:g}", "best": float(a.min()), "peer best": float(b.min()),
+            "best ratio": float(a.min() / b.min()), "median": float(np.median(a)), "peer median": float(np.median(b)),
+            "median ratio": float(np.median(a) / np.median(b)),
+        })  # fmt: skip
+    return rows
 
 
 def matmul_rate(size=2048, repeats=5) -> float:
@@ -107,13 +124,10 @@ def device_name() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
-    model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = next(
-            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model
-        )
-    return f"{len(jax.devices())} cores of {model}"
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{len(jax.devices())} cores of {models[0] if models else platform.machine()}"
 
 
 def main() -> int:
@@ -159,30 +173,11 @@ def main() -> int:
     median = {k: statistics.median(v) for k, v in times.items()}
     models = 8 * DEMO.seeds
     peer_model = median["peer demo step"] * 10_000 / models
-    ours, theirs = last["demo"], peers["demo"]
-    judge = demo(size=8192)
-    loss = held_out(judge, {k: ours[k].params for k in ours})
-    peer_params = {
-        "linear": {"W": theirs["W"][:, 0], "b": theirs["b"][:, 0]},
-        "relu": {
-            "W": np.swapaxes(theirs["W"][:, 1:], 0, 1).reshape(-1, DEMO.n, DEMO.m),
-            "b": np.swapaxes(theirs["b"][:, 1:], 0, 1).reshape(-1, DEMO.n),
-        },
-    }
-    peer_loss = held_out(judge, peer_params)
-    rows = []
-    for name, i in [("linear", 0)] + [("relu", i) for i in range(len(DENSITIES))]:
-        a = loss[name].reshape(-1, DEMO.seeds)[i]
-        b = peer_loss[name].reshape(-1, DEMO.seeds)[i]
-        rows.append({
-            "column": f"{name} 1-S={DENSITIES[i]:g}", "best": float(a.min()), "peer best": float(b.min()),
-            "best ratio": float(a.min() / b.min()), "median": float(np.median(a)), "peer median": float(np.median(b)),
-            "median ratio": float(np.median(a) / np.median(b)),
-        })  # fmt: skip
+    rows = compare_columns(last["demo"], peers["demo"])
     judge = uniform(4096, expectation="conditional")
-    mine = evaluate(judge, last["uniform"].params, key=prng.key(2**31 - 1), batches=8)["loss"]
-    his = {"W": peers["uniform"]["W"][0], "b": peers["uniform"]["b"][0]}
-    his = evaluate(judge, his, key=prng.key(2**31 - 1), batches=8)["loss"]
+    on_judge = lambda W, b: evaluate(judge, {"W": W, "b": b}, key=HELD_OUT, batches=8)["loss"]  # noqa: E731
+    mine = on_judge(last["uniform"].params["W"], last["uniform"].params["b"])
+    his = on_judge(peers["uniform"]["W"][0], peers["uniform"]["b"][0])
 
     ratios = {
         "demo: peer / ours, wall time per model, compilation left out (>= 50)": peer_model / (median["demo run"] / models),
@@ -197,7 +192,7 @@ def main() -> int:
         "uniform: worst loss over 20 densities, ours / peer (<= 1.01)": float((mine / his).max()),
         "phase diagram 64 x 64 x 10, seconds with compilation (< 15)": median["phase diagram"],
     }  # fmt: skip
-    about = {
+    about: dict[str, Any] = {
         "device": device_name(), "python": sys.version.split()[0], "jax": jax.__version__, "rounds": args.rounds,
         "ratios": ratios, "medians": median, "times": times, "losses": rows,
         "uniform losses": {"ours": mine.tolist(), "peer": his.tolist()},
@@ -210,10 +205,10 @@ def main() -> int:
     print(f"{about['device']}, jax {about['jax']}, medians of {args.rounds} rounds")
     print(f"raw float32 matmul: jax {median['matmul']:.0f} GF/s, torch {median['peer matmul']:.0f} GF/s")
     print(f"{'column':22s}{'best':>11s}{'peer':>11s}{'ratio':>8s}{'median':>11s}{'peer':>11s}{'ratio':>8s}")
-    for r in rows:
+    for row in rows:
         print(
-            f"{r['column']:22s}{r['best']:11.4g}{r['peer best']:11.4g}{r['best ratio']:8.3f}"
-            f"{r['median']:11.4g}{r['peer median']:11.4g}{r['median ratio']:8.3f}"
+            f"{row['column']:22s}{row['best']:11.4g}{row['peer best']:11.4g}{row['best ratio']:8.3f}"
+            f"{row['median']:11.4g}{row['peer median']:11.4g}{row['median ratio']:8.3f}"
         )
     for name, value in ratios.items():
         print(f"{value:10.3f}  {name}")

@@ -44,7 +44,7 @@ def commit() -> str:
 
 
 def save(base: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Writes ``base``.npz and ``base``.json, each whole or not at all; the .json, written last, names the other's digest.
+    """Writes ``base``.npz and ``base``.json, each whole or not at all; the .json, written last, has the other's digest.
 
     Args:
         base: path without suffix.
@@ -53,7 +53,7 @@ def save(base: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> No
     """
     arrays = {k: np.asarray(v) for k, v in arrays.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(base.with_suffix(".npz"), buffer.getvalue())
     text = json.dumps({"version": VERSION, "digest": digest(arrays), **about}, indent=1, allow_nan=False) + "\n"
     write_atomically(base.with_suffix(".json"), text.encode())

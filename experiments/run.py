@@ -45,7 +45,7 @@ RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory ho
 
 
 def _flat(config: dict, prefix: str = "") -> dict:
-    out = {}
+    out: dict = {}
     for k, v in config.items():
         out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
     return out
@@ -128,7 +128,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             for old in home.iterdir():
                 if old.name != "lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
-        say(f"{name}: {module.__doc__.splitlines()[0]}")
+        say(f"{name}: {(module.__doc__ or name).splitlines()[0]}")
         _claim_workdir(home, plain, code)
         arrays = module.run(config, prng.key(config.seed), home)
     seconds = time.perf_counter() - clock

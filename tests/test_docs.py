@@ -53,7 +53,9 @@ def test_commands_run(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))))
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)))
+)
 def test_make_targets_exist(target):
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""Every config runs and draws; the headline configs keep their claims; bad input gets one sentence and loses nothing."""
+"""Every config runs and draws, the headline claims hold, bad input gets one sentence and loses nothing."""
 
 import importlib
 import json

@@ -41,7 +41,7 @@ def test_nobody_imports_what_stands_above(part):
     for path in files:
         for name in imports(path):
             for never in NEVER[part]:
-                assert name != never and not name.startswith(never + "."), f"{path.relative_to(ROOT)} imports {name}"
+                assert not f"{name}.".startswith(f"{never}."), f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_there_is_no_drawer_where_thoughts_get_lost():
@@ -51,9 +51,10 @@ def test_there_is_no_drawer_where_thoughts_get_lost():
 @pytest.mark.slow
 def test_library_and_benchmarks_run_without_absl_and_ml_collections():
     code = (
-        "import sys; sys.modules.update(absl_blocked=None); sys.modules['ml_collections'] = None\n"
-        "import superpose.train.fit, superpose.toy.models, superpose.plot, benchmarks.toy, experiments.toy.phase_diagram\n"
-        "assert 'ml_collections' not in sys.modules or sys.modules['ml_collections'] is None\n"
+        "import sys\n"
+        "sys.modules['ml_collections'] = sys.modules['absl.flags'] = sys.modules['absl.app'] = None\n"
+        "import superpose.train.fit, superpose.toy.models, superpose.plot\n"
+        "import benchmarks.toy, experiments.toy.phase_diagram\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -62,7 +63,7 @@ def test_library_and_benchmarks_run_without_absl_and_ml_collections():
 def test_benchmark_trains_what_the_configs_state():
     bench = importlib.import_module("benchmarks.toy")
     demo = importlib.import_module("configs.toy.superposition_demo").get_config()
-    for name in ("n", "m", "decay", "seeds", "batch", "init_scale", "steps"):
+    for name in ("n", "m", "decay", "batch", "init_scale", "steps"):
         assert demo[name] == getattr(bench.DEMO, name), name
     assert tuple(demo.densities) == bench.DENSITIES
     assert (demo.recipe.lr, demo.recipe.decay_from) == (bench.DEMO.lr, bench.DEMO.decay_from)

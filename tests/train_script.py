@@ -1,5 +1,6 @@
 """Toy runs of the engine that the tests share, and what they do in processes of their own (the first argument says)."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from superpose.train.checkpoint import WorkdirError
 from superpose.train.fit import Objective, Population, fit
@@ -40,6 +42,24 @@ class Batches:
 
     def set_state(self, state):
         self.at = state["at"]
+
+
+@contextlib.contextmanager
+def compile_cache(folder):
+    """Keeps every compiled program in a folder, for this process and for those that are given the folder."""
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def leaves(result, fields=("params", "opt_state", "state", "records", "history", "history_steps", "frozen_at")):
@@ -95,13 +115,14 @@ def everything(workdir=None, stream=None, **changes):
         {"seed": np.array([7, 2, 9]), "scale": np.float32([1, 2, 3])},
         block=4,
     )
-    settings = dict(steps=60, key=KEY, log_every=5, record_at=(0, 12, 33, 60), between_at=(12, 43), quiet=True)
+    settings = dict(
+        steps=60, key=KEY, log_every=5, record_at=(0, 12, 33, 60), between_at=(12, 43), checkpoint_seconds=0.0
+    )
     stream = stream or Batches()
     return fit(
         {"rich": rich, "plain": plain},
         source=stream,
         workdir=workdir,
-        checkpoint_seconds=0,
         mesh=None,
         **{**settings, **changes},
     )
@@ -112,7 +133,7 @@ def full_disk(workdir):
     import resource
 
     class Filling(Batches):
-        limit = 2000  # the logs of 25 steps fit, a checkpoint does not
+        limit = None
 
         def __next__(self):
             if self.at == 23:
@@ -120,7 +141,7 @@ def full_disk(workdir):
             return super().__next__()
 
     said = []
-    for Filling.limit in (2000, 100):  # at the second try the logs do not fit either
+    for Filling.limit in (5000, 100):  # the logs of 25 steps fit, a checkpoint does not; then nothing does
         try:
             everything(workdir, Filling())
         except WorkdirError as error:

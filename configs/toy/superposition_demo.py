@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.m = 5  # hidden dimensions
     c.decay = 0.7  # importance of feature i is decay^i
     c.densities = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # 1-S, one column each
-    c.seeds = 16  # models per column; the best one is drawn
+    c.seeds = 32  # models per column; the best one is drawn
     c.expectation = "conditional"  # row of worlds.expect.EXPECTATIONS
     c.batch = 128  # columns per step
     c.init_scale = 0.4  # of Xavier; a small start ends in better optima more often
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         (0.001, 2.6e-5),
     )
     if variant == "rescaled":
-        c.n, c.m, c.decay = 80, 20, 0.9
+        c.n, c.m, c.decay, c.seeds = 80, 20, 0.9, 16
         c.expected_counts = ((1.0, 20, 20), (0.3, 26, 28), (0.1, 33, 35), (0.03, 40, 80))
         c.expected_losses = ()
     if variant == "quick":

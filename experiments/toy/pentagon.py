@@ -116,7 +116,8 @@ def claims(results, config):
         G = results["W"][i] @ results["W"][i].T
         exact = float(theory.linear_optimum_loss(importance, config.m, 1.0))
         out += [
-            Claim("1-S = 1: the two most important features are orthogonal, W_0 . W_1", intro, 0.0, float(G[0, 1]), 0.02),
+            Claim("1-S = 1: the two most important features are orthogonal, W_0 . W_1", intro,
+                  0.0, float(G[0, 1]), 0.02),
             Claim("1-S = 1: loss of the closed form, sum of the dropped I_i / 12", "derived", exact, float(loss[i]),
                   0.005 * exact),
         ]  # fmt: skip

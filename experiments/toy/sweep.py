@@ -83,8 +83,8 @@ def run(config, key, workdir):
 
 
 def draw(results, config):
-    """Features represented per dimension and loss over the best linear model, against density; a line per model size."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), dpi=120)
+    """Features per dimension and loss over the best linear model, against density; a line per size and decay."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), dpi=120)
     kinds = sorted(set(zip(results["n"].tolist(), results["m"].tolist(), results["decay"].tolist(), strict=True)))
     for n, m, decay in kinds:
         mine = (results["n"] == n) & (results["m"] == m) & (results["decay"] == decay) & (results["diverged_at"] < 0)
@@ -97,15 +97,17 @@ def draw(results, config):
         if m < n:
             plot.log_line(axes[1], densities, results["loss"][best] / np.asarray(linear), label)
     axes[0].axhline(1, color="0.5", lw=0.8, ls=":")
-    axes[0].set(ylabel="features represented / m", title="best seed; dotted: one feature per dimension")
+    axes[0].set(ylabel="features represented / m", title="dotted: one feature per dimension")
     axes[1].axhline(1, color="0.5", lw=0.8, ls=":")
     axes[1].set(ylabel="loss / loss of the best linear model", title="below the dotted line, superposition pays")
     for ax in axes:
         ax.set_xlabel("density $1-S$ (sparser to the right)")
         ax.invert_xaxis()
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Sweep: {len(results['n'])} {config.output} models", fontsize=12)
-    figure.tight_layout()
+    figure.suptitle(
+        f"Sweep: {len(results['n'])} models, {config.output} output, best of {config.grid.seeds} seeds", fontsize=12
+    )
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="center right")
     return {"": figure}
 
 

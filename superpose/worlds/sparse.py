@@ -32,8 +32,8 @@ class World:
         sample: (key, density, batch) -> x [n, batch].
         silent: density -> P(x == 0), scalar.
         sample_active: (key, density, batch) -> x [n, batch] given that at least one feature is active. The columns may
-            depend on each other (stratified), but each column alone follows that law.
-        enumerate: (density, nodes) -> (x [n, R], w [R]) with E[f(x)] = sum_r w_r f(x_r) for f smooth on each panel, or
+            depend on each other (stratified), but each column alone follows that law. None where it is not known.
+        enumerate: (density, nodes) -> (x [n, R], w [R]) with E[f(x)] = sum_r w_r f(x_r) for f smooth on each panel.
             None when the world cannot be enumerated.
         awake: density -> P(x != 0), scalar. Optional: 1 - silent loses digits in float32 when the density is small.
     """
@@ -41,8 +41,8 @@ class World:
     n: int
     sample: Callable[[Array, Density, int], Array]
     silent: Callable[[Density], Array]
-    sample_active: Callable[[Array, Density, int], Array]
-    enumerate: Callable[[Density, int], Grid | None]
+    sample_active: Callable[[Array, Density, int], Array] | None = None
+    enumerate: Callable[[Density, int], Grid] | None = None
     awake: Callable[[Density], Array] | None = None
 
 
