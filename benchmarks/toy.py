@@ -31,7 +31,7 @@ from superpose.train.recipe import Recipe
 from superpose.worlds import prng
 
 HERE = Path(__file__).parent
-HELD_OUT = prng.key(2**31 - 1)
+HELD_OUT = 2**31 - 1  # seed of the held-out samples
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 DEMO = SimpleNamespace(n=20, m=5, decay=0.7, seeds=16, batch=128, init_scale=0.4, steps=4000, lr=1e-2, decay_from=0.5)
 """As in configs/toy/superposition_demo.py; a test holds the two together."""
@@ -94,8 +94,8 @@ def compare_columns(ours: dict, theirs) -> list[dict[str, Any]]:
         },
     }
     judge = demo(size=8192)
-    loss = {k: evaluate(judge[k], ours[k].params, key=HELD_OUT, batches=16)["loss"] for k in judge}
-    peer_loss = {k: evaluate(judge[k], peer_params[k], key=HELD_OUT, batches=16)["loss"] for k in judge}
+    loss = {k: evaluate(judge[k], ours[k].params, key=prng.key(HELD_OUT), batches=64)["loss"] for k in judge}
+    peer_loss = {k: evaluate(judge[k], peer_params[k], key=prng.key(HELD_OUT), batches=64)["loss"] for k in judge}
     rows = []
     for name, i in [("linear", 0)] + [("relu", i) for i in range(len(DENSITIES))]:
         a, b = (x[name].reshape(-1, DEMO.seeds)[i] for x in (loss, peer_loss))
@@ -175,14 +175,14 @@ def main() -> int:
     peer_model = median["peer demo step"] * 10_000 / models
     rows = compare_columns(last["demo"], peers["demo"])
     judge = uniform(4096, expectation="conditional")
-    on_judge = lambda W, b: evaluate(judge, {"W": W, "b": b}, key=HELD_OUT, batches=8)["loss"]  # noqa: E731
+    on_judge = lambda W, b: evaluate(judge, {"W": W, "b": b}, key=prng.key(HELD_OUT), batches=8)["loss"]  # noqa: E731
     mine = on_judge(last["uniform"].params["W"], last["uniform"].params["b"])
     his = on_judge(peers["uniform"]["W"][0], peers["uniform"]["b"][0])
 
+    run, compiled = median["demo run"] / models, median["demo compile"] / models
     ratios = {
-        "demo: peer / ours, wall time per model, compilation left out (>= 50)": peer_model / (median["demo run"] / models),
-        "demo: peer / ours, wall time per model, with compilation (>= 20)": peer_model
-        / ((median["demo run"] + median["demo compile"]) / models),
+        "demo: peer / ours, wall time per model, compilation left out (>= 50)": peer_model / run,
+        "demo: peer / ours, wall time per model, with compilation (>= 20)": peer_model / (run + compiled),
         "demo: worst best-of-seeds loss, ours / peer (<= 1.02)": max(r["best ratio"] for r in rows),
         "demo: worst median loss, ours / peer (<= 1.02)": max(r["median ratio"] for r in rows),
         "uniform: peer / ours, step time at batch 1024 (>= 4)": median["peer uniform step"] / median["uniform step"],

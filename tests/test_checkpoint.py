@@ -77,9 +77,10 @@ def kill_while(process, workdir, lines, delay, saving):
     log, count = workdir / "metrics.jsonl", 0
     while process.poll() is None and count < lines:
         count = log.read_bytes().count(b"\n") if log.exists() else 0
+        time.sleep(0.005)
     time.sleep(delay)
     while saving and process.poll() is None and not list((workdir / "checkpoints").glob("*tmp*")):
-        pass
+        time.sleep(0.001)
     with pytest.raises(WorkdirError, match=r"another run is using .*; wait for it or choose another work directory"):
         with lock(workdir):
             pass
@@ -143,7 +144,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(whole, tmp_path, signum)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert newest(tmp_path).name == "20"
     stream = Batches()
-    check(tmp_path, whole, leaves(everything(tmp_path, stream)))
+    check(tmp_path, whole, leaves(everything(tmp_path, stream, checkpoint_seconds=1e9)))
     assert stream.at == 62  # 60 steps and what the two edits took
 
 
@@ -302,8 +303,7 @@ def damaged(data, positions):
     yield data[: len(data) // 2]
     yield data[:-1]
     for i in positions:
-        for bit in (0, 5):
-            yield data[:i] + bytes([data[i] ^ 1 << bit]) + data[i + 1 :]
+        yield data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]
 
 
 def damage_all(saved, positions):

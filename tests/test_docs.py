@@ -34,7 +34,7 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
     assert "config" not in journey
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_commands_run(tmp_path):
     commands = [
         shlex.split(line)

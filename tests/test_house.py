@@ -52,7 +52,7 @@ def test_there_is_no_drawer_where_thoughts_get_lost():
 def test_library_and_benchmarks_run_without_absl_and_ml_collections():
     code = (
         "import sys\n"
-        "sys.modules['ml_collections'] = sys.modules['absl.flags'] = sys.modules['absl.app'] = None\n"
+        "sys.modules['ml_collections'] = sys.modules['absl.app'] = None  # optax itself imports absl.flags\n"
         "import superpose.train.fit, superpose.toy.models, superpose.plot\n"
         "import benchmarks.toy, experiments.toy.phase_diagram\n"
     )

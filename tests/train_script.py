@@ -5,15 +5,18 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from superpose.train.checkpoint import WorkdirError
-from superpose.train.fit import Objective, Population, fit
+from superpose.toy import models
+from superpose.train.checkpoint import Stopped, WorkdirError
+from superpose.train.fit import Objective, Population, Sampler, _Program, evaluate, fit
 from superpose.train.recipe import Group, Recipe
 from superpose.worlds import prng
 
@@ -116,14 +119,19 @@ def everything(workdir=None, stream=None, **changes):
         block=4,
     )
     settings = dict(
-        steps=60, key=KEY, log_every=5, record_at=(0, 12, 33, 60), between_at=(12, 43), checkpoint_seconds=0.0
+        steps=60,
+        key=KEY,
+        log_every=5,
+        record_at=(0, 12, 33, 60),
+        between_at=(12, 43),
+        checkpoint_seconds=0.0,
+        mesh=None,
     )
     stream = stream or Batches()
     return fit(
         {"rich": rich, "plain": plain},
         source=stream,
         workdir=workdir,
-        mesh=None,
         **{**settings, **changes},
     )
 
@@ -152,6 +160,172 @@ def full_disk(workdir):
     print(json.dumps({"said": said, "steps": steps}))
 
 
+# ---- eight devices
+
+
+def furthest(a, b):
+    """The largest difference between two results' floats, relative to 1 or to the value."""
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    far = lambda x, y: np.max(np.abs(x - y) / np.maximum(1, np.abs(x)), initial=0.0)  # noqa: E731
+    return float(max(far(a[k].astype(np.float64), b[k].astype(np.float64)) for k in a))
+
+
+def shards(x):
+    """On how many devices the parts of an array lie."""
+    return len({str(s.index) for s in x.addressable_shards})
+
+
+def device_mesh(*names):
+    return jax.make_mesh(tuple(8 if len(names) == 1 else k for k in (2, 4)[: len(names)]), names)
+
+
+def toy_on_eight_devices():
+    """1,000 steps of the toy model, and its evaluation, with 11 members on 8 devices against one device."""
+    n = 20
+    hyper = {"seed": np.arange(11), "density": np.linspace(0.05, 1, 11, dtype=np.float32)}
+    hyper["importance"] = np.float32(0.7) ** np.tile(np.arange(n, dtype=np.float32), (11, 1))
+    pop = models.population(n, 5, hyper, Recipe(steps=1000), size=64, block=1)
+    run = lambda mesh: fit(pop, steps=1000, key=KEY, log_every=500, mesh=mesh)  # noqa: E731
+    eight, one = run("auto"), run(None)
+    far = furthest(eight, one)
+    return {"far": far, "moved": float(np.abs(one.history["loss"][0] - one.history["loss"][1]).min())}
+
+
+def sizes_on_eight_devices():
+    """Fewer members than devices, and more, in blocks of two that fill no round."""
+    found = {}
+    for size, block in ((3, 1), (19, 2)):
+        pop = gradients(size, block)
+        eight, one = (fit(pop, source=Batches(), steps=6, key=KEY, log_every=3, mesh=m) for m in ("auto", None))
+        found[size] = {"far": furthest(eight, one), "shards": shards(eight.opt_state[0][1].count)}
+    return found
+
+
+def gradients(size, block):
+    """An inner gradient of a constant made inside the loss, which is the member's own number."""
+
+    def loss(params, state, batch, key, step, hyper):
+        inner = jax.grad(lambda b: b * hyper["x"])(jnp.zeros(()))
+        made = jax.grad(lambda w: jnp.sum(w * jnp.arange(3.0)) * hyper["x"])(jnp.zeros(3))
+        value = jnp.sum((params["w"] - inner - jnp.zeros(3)) ** 2) + params["b"] * hyper["x"]
+        return value, (state, {"inner": inner, "made": made[2]})
+
+    init = lambda key, hyper: ({"w": jnp.ones(3), "b": jnp.zeros(())}, ())  # noqa: E731
+    hyper = {"seed": np.arange(size), "x": np.arange(size, dtype=np.float32)}
+    return Population(Objective(init, loss), Recipe(steps=6, optimizer="sgd", lr=0.125), hyper, block=block)
+
+
+def gradients_on_eight_devices():
+    """What fit trains with, and what a plain shard_map(vmap(grad)) does."""
+    pop = gradients(8, 1)
+    result = fit(pop, source=Batches(), steps=1, key=KEY)
+    held_out = evaluate(pop, result.params, key=KEY, source=Sampler(lambda key: jnp.zeros(3), shared=True))
+
+    def train(x):
+        return jax.grad(lambda b: b * x)(jnp.zeros(()))
+
+    x, spec = jnp.arange(8.0), PartitionSpec("population")
+    mesh = Mesh(np.array(jax.devices()), ("population",), axis_types=(AxisType.Auto,))
+    plain = {
+        str(check): jax.jit(jax.shard_map(jax.vmap(train), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check))(
+            x
+        )
+        for check in (True, False)
+    }
+    return {
+        "b": (result.params["b"] / -0.125).tolist(),
+        "w": result.params["w"][:, 0].tolist(),
+        "inner": result.history["inner"][0].tolist(),
+        "evaluated": held_out["inner"].tolist(),
+        "made": result.history["made"][0].tolist(),
+        "shards": shards(result.params["b"]),
+        "plain": {k: v.tolist() for k, v in plain.items()},
+    }
+
+
+def features_on_eight_devices():
+    """n = 64 features sharded over 8, over 4 beside 2 groups of members, and a stream's batch over 8."""
+
+    def loss(params, state, x, key, step, hyper):
+        out = jax.nn.relu((x @ params["W"]) @ params["W"].T + params["b"])
+        return jnp.mean(jnp.sum((x - out) ** 2, 1)), (state, {})
+
+    def init(key, hyper):
+        return {"W": jax.random.uniform(key, (64, 8), minval=-0.3, maxval=0.3), "b": jnp.zeros(64)}, ()
+
+    def run(mesh, sharded=True, batch_spec=None):
+        # groups: parts of the optimiser's state hold some of the parameters only
+        recipe = Recipe(steps=100, groups=(Group("b", lr_scale=0.5),))
+        spec = (lambda params: {"W": PartitionSpec("feature"), "b": PartitionSpec("feature")}) if sharded else None
+        pop = Population(Objective(init, loss), recipe, {"seed": np.arange(3)}, block=2, param_spec=spec)
+        result = fit(pop, source=Batches((16, 64)), steps=100, key=KEY, log_every=50, mesh=mesh, batch_spec=batch_spec)
+        moment = result.opt_state[0].inner_states["rest"].inner_state[0].mu["W"]
+        return result, [shards(x) for x in (result.params["W"], result.params["b"], moment)]
+
+    placed, place = {}, _Program.place_batches
+
+    def note(self, batches):
+        placed[name] = shards(place(self, batches))
+        return place(self, batches)
+
+    one, found = run(None)[0], {}
+    _Program.place_batches = note
+    for name, mesh, settings in (
+        ("features", device_mesh("feature"), {}),
+        ("features and members", device_mesh("population", "feature"), {}),
+        ("batch", device_mesh("data"), {"sharded": False, "batch_spec": PartitionSpec("data")}),
+    ):
+        result, parts = run(mesh, **settings)
+        found[name] = {"far": furthest(result, one), "shards": [*parts, placed[name]]}
+    _Program.place_batches = place
+    return found | {"moved": float(np.abs(np.diff(one.history["loss"], axis=0)).min())}
+
+
+def resumed_on_other_devices(folder):
+    """Half of the run on 8 devices and half on 1, and the other way round."""
+
+    def init(key, hyper):
+        return jax.random.uniform(key, (3,)), jnp.zeros(3)
+
+    def loss(w, state, batch, key, step, hyper):
+        state = 0.5 * state + batch
+        return jnp.sum((w - state) ** 2 * jax.random.uniform(key)), (state, {})
+
+    pop = Population(
+        Objective(init, loss, record=jnp.tanh), Recipe(steps=40, lr=0.05), {"seed": np.arange(11)}, block=1
+    )
+
+    def run(workdir, mesh, stop_at=None):
+        signals = {stop_at: [signal.SIGTERM]}
+        settings = dict(steps=40, key=KEY, log_every=10, record_at=(5, 30), workdir=workdir, mesh=mesh)
+        return fit(pop, source=Batches(signals=signals), **settings)
+
+    whole, found = run(None, None), []
+    for i, meshes in enumerate((("auto", None), (None, "auto"))):
+        try:
+            run(Path(folder) / str(i), meshes[0], stop_at=15)
+        except Stopped as stopped:
+            found.append({"step": stopped.step, "far": furthest(run(Path(folder) / str(i), meshes[1]), whole)})
+    return found
+
+
+def devices(folder):
+    found = {"devices": jax.device_count()}
+    for name, run in {
+        "toy": toy_on_eight_devices,
+        "sizes": sizes_on_eight_devices,
+        "gradients": gradients_on_eight_devices,
+        "features": features_on_eight_devices,
+        "resumed": lambda: resumed_on_other_devices(folder),
+    }.items():
+        clock = time.perf_counter()
+        with compile_cache(Path(folder) / "compiled"):
+            found[name] = run()
+        print(f"{name}: {time.perf_counter() - clock:.1f} s", file=sys.stderr)
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
     signal.alarm(300)  # no orphan outlives its test by much
     if sys.argv[1] == "everything":
@@ -159,3 +333,5 @@ if __name__ == "__main__":
         np.savez(Path(sys.argv[2]) / "result.npz", **found)
     elif sys.argv[1] == "full_disk":
         full_disk(sys.argv[2])
+    elif sys.argv[1] == "devices":
+        devices(sys.argv[2])

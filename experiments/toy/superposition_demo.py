@@ -104,9 +104,9 @@ def draw(results, config):
             ax.text(-0.12, 0.5, r"$W_i\cdot W_j$ and bias $b$", rotation=90, va="center", transform=ax.transAxes)
             bars.set_ylabel(r"$\|W_i\|$", fontsize=10)
             strip.set_ylabel(f"loss / best,\n{len(loss)} seeds", fontsize=8)
-    plot.colour_key(figure, figure.add_subplot(spec[0, -1]), plot.GRAM, -1, 1, r"$W_i\cdot W_j$, $b_i$")
+    plot.colour_key(figure, figure.add_subplot(spec[0, -1]), plot.GRAM, -1.0, 1.0, r"$W_i\cdot W_j$, $b_i$")
     label = "superposition\n" + r"$\sum_{j\neq i}(\hat W_i\cdot W_j)^2$"
-    plot.colour_key(figure, figure.add_subplot(spec[1, -1]), plot.SHARED, 0, 1, label)
+    plot.colour_key(figure, figure.add_subplot(spec[1, -1]), plot.SHARED, 0.0, 1.0, label)
     figure.suptitle(
         f"Superposition appears with sparsity: {config.n} features, {config.m} hidden dimensions, "
         f"importance ${config.decay}^i$",
@@ -141,6 +141,11 @@ def claims(results, config):
     linear_exact = np.array([float(theory.linear_loss(W[i], b[i], importance, densities[i])) for i in rows])
     spread = results["linear_superposition"] * (results["linear_norms"] > 0.5)
 
+    def over(values, reduce, kept=True):
+        """Reduced over the represented features of column i (or over the others); nan if there are none."""
+        chosen = values[(norms["relu"][i] > 0.5) == kept]
+        return float(reduce(chosen)) if chosen.size else float("nan")
+
     out = [
         Claim(
             "the linear model never shows superposition: largest superposition of a represented feature, over all "
@@ -164,11 +169,11 @@ def claims(results, config):
                   float(exact[i]), float(loss["relu"][i]), 0.005 * float(exact[i])),
             Claim(f"dense ReLU model: {m} features represented", BASIC, m, int(count["relu"][i])),
             Claim("dense ReLU model: largest superposition of a represented feature", BASIC + " (negative claim)",
-                  0.0, float(shared["relu"][i][norms["relu"][i] > 0.5].max()), 0.05, "<="),
+                  0.0, over(shared["relu"][i], np.max), 0.05, "<="),
             Claim("dense ReLU model: bias of the dropped features is E[x] = 1/2", BASIC, 0.5,
-                  float(b[norms["relu"][i] < 0.5].mean()), 0.02),
+                  over(b, np.mean, kept=False), 0.02),
             Claim("dense ReLU model: bias of the represented features is 0", BASIC, 0.0,
-                  float(np.abs(b[norms["relu"][i] > 0.5]).max()), 0.05),
+                  over(np.abs(b), np.max), 0.05),
         ]  # fmt: skip
     for p, i in at.items():
         allocation = theory.represented_count(importance, m, p)
@@ -194,12 +199,12 @@ def claims(results, config):
         if p <= 0.03:
             out += [
                 Claim(f"1-S = {p:g}: every represented feature is in superposition (smallest superposition)",
-                      BASIC, 0.05, float(shared["relu"][i][norms["relu"][i] > 0.5].min()), 0.0, ">="),
+                      BASIC, 0.05, over(shared["relu"][i], np.min), 0.0, ">="),
             ]  # fmt: skip
         if p <= 0.01:
             out += [
                 Claim(f"1-S = {p:g}: mean bias of the represented features is negative", BASIC, 0.0,
-                      float(results["relu_b"][i][norms["relu"][i] > 0.5].mean()), 0.0, "<="),
+                      over(results["relu_b"][i], np.mean), 0.0, "<="),
             ]  # fmt: skip
     if len(densities) > 1 and min(densities) <= 0.01:
         off = [np.max(G - 9 * np.eye(n)) for G in results["relu_W"] @ np.swapaxes(results["relu_W"], 1, 2)]

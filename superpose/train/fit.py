@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import psutil
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -155,6 +156,12 @@ class Result:
 # --- one member, one step ---------------------------------------------------------------------------------------------
 
 
+@jax.jit
+def _keys(root, seeds):
+    """The (init, run) keys [N, 2] of the members with these seeds."""
+    return jax.vmap(lambda s: jax.random.split(jax.random.fold_in(root, s)))(seeds)
+
+
 def _init_member(pop: Population, key, hyper) -> Members:
     params, state = pop.objective.init(key, hyper)
     opt_state = pop.transform(hyper).init(params)
@@ -241,8 +248,6 @@ def available_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * len(jax.devices()) // 2
-    import psutil
-
     return psutil.virtual_memory().available // 2
 
 
@@ -319,7 +324,7 @@ class _Program:
         hyper, init_keys, run_keys = {}, {}, {}
         for name, (lo, hi) in slices.items():
             values = {k: np.asarray(v)[lo:hi] for k, v in self.pops[name].hyper.items()}
-            keys = jax.vmap(lambda s: jax.random.split(jax.random.fold_in(root, s)))(jnp.asarray(values["seed"]))
+            keys = _keys(root, jnp.asarray(values["seed"]))
             hyper[name] = self._place_plain(_pad(values, self.layout[name]))
             init_keys[name] = self._place_plain(_pad(keys[:, 0], self.layout[name]))
             run_keys[name] = self._place_plain(_pad(keys[:, 1], self.layout[name]))
