@@ -18,6 +18,10 @@ from superpose.train.fit import evaluate, fit
 from superpose.train.recipe import Recipe
 
 BASIC = "TMS, Basic Results"
+JUDGED = (
+    "the best of 3 runs on samples of their own; on ours the same recipe's best of 16 seeds is in benchmarks/results, "
+    "3.2e-4 at 1-S = 0.01"
+)
 TRAINED = "derived for this project: 3 runs of the notebook's recipe, 10,000 steps"
 
 
@@ -221,5 +225,5 @@ def claims(results, config):
     for p, value in config.expected_losses:
         if p in at:
             out.append(Claim(f"1-S = {p:g}: loss of the best seed", TRAINED, value, float(loss["relu"][at[p]]),
-                             0.02 * value, "<="))  # fmt: skip
+                             0.02 * value, "<=", note=JUDGED))  # fmt: skip
     return out
