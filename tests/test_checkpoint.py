@@ -1,6 +1,7 @@
 """Stop and go: whatever stops a run, it ends with the bits of a run that nothing stopped, or with one sentence."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -72,27 +73,30 @@ def script(compiled):
     return start
 
 
-def kill_while(process, workdir, lines, delay, saving):
-    """kill -9 once the log has so many lines and the delay is over, and, if asked, amid a save; how far it was."""
-    log, count = workdir / "metrics.jsonl", 0
-    while process.poll() is None and count < lines:
-        count = log.read_bytes().count(b"\n") if log.exists() else 0
+def kill_while(start, workdir, lines, delay, saving):
+    """kill -9 once the log, cut by this process, has so many lines and the delay is over, and, if asked, amid a save."""
+    log = workdir / "metrics.jsonl"
+    read = lambda: (log.stat().st_ino, log.read_bytes().count(b"\n")) if log.exists() else (None, 0)  # noqa: E731
+    before, process = read()[0], start()
+    while process.poll() is None:
+        file, count = read()
+        if file != before and count >= lines:
+            break
         time.sleep(0.005)
-    time.sleep(delay)
-    while saving and process.poll() is None and not list((workdir / "checkpoints").glob("*tmp*")):
-        time.sleep(0.001)
     with pytest.raises(WorkdirError, match=r"another run is using .*; wait for it or choose another work directory"):
         with lock(workdir):
             pass
+    time.sleep(delay)
+    while saving and process.poll() is None and not list((workdir / "checkpoints").glob("*tmp*")):
+        time.sleep(0.001)
     process.kill()
     _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said
-    return said
 
 
 def kill_and_resume(script, workdir, whole, moments):
     for lines, delay, saving in moments:
-        kill_while(script("everything", workdir), workdir, lines, delay, saving)
+        kill_while(lambda: script("everything", workdir), workdir, lines, delay, saving)
     process = script("everything", workdir)
     _, said = process.communicate()
     assert process.returncode == 0, said
@@ -105,7 +109,7 @@ def kill_and_resume(script, workdir, whole, moments):
 
 def moments(seed, count):
     draw = random.Random(seed)
-    lines = sorted(draw.sample(range(1, 24), count))  # of the 28 in all: the last chunk may pass before the kill
+    lines = sorted(draw.sample(range(1, 19), count))  # of the 28 in all: the kill must come before the end
     return [(n, draw.uniform(0, 0.03), draw.random() < 0.5) for n in lines]
 
 
@@ -114,7 +118,7 @@ def test_a_killed_run_goes_on_bit_for_bit(script, whole, tmp_path):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_run_killed_often_goes_on_bit_for_bit(script, whole, tmp_path, seed):
     kill_and_resume(script, tmp_path, whole, moments(100 + seed, 4))
 
@@ -290,6 +294,7 @@ def is_intact(saved):
         step, arrays, meta = restore(saved[0])
     except WorkdirError as error:
         said = str(error)
+        gc.collect()  # what Orbax left of its failure: its reports must not interrupt whatever comes later
         if re.search(DAMAGE, said) and "\n" not in said:
             return False
         raise
@@ -335,7 +340,7 @@ def test_damage_is_never_silent(saved):
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore")
 def test_no_byte_of_a_checkpoint_is_silent(saved):
-    damage_all(saved, lambda n: range(0, n, 1 + n // 200))
+    damage_all(saved, lambda n: range(0, n, 1 + n // 100))
 
 
 def test_every_word_of_the_meta_data_counts(saved):
@@ -360,6 +365,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(copy, whole):
         WorkdirError, match=r"is damaged and can't be read; delete .* to go on from the checkpoint before it"
     ) as refused:
         everything(copy)
+    gc.collect()
     shutil.rmtree(re.search("delete (.*) to go on", str(refused.value))[1])
     assert newest(copy).name == "55"
     check(copy, whole, leaves(everything(copy)))

@@ -26,8 +26,8 @@ KEY = prng.key(5)
 class Batches:
     """A Stream: batch t is made from t, so its position is all that it has to remember."""
 
-    def __init__(self, shape=(3,), length=10**9, signals=None):
-        self.shape, self.length, self.at, self.signals = shape, length, 0, signals or {}
+    def __init__(self, shape=(3,), length=10**9, signals=None, pause=0.0):
+        self.shape, self.length, self.at, self.signals, self.pause = shape, length, 0, signals or {}, pause
 
     def batch(self, t):
         return np.random.default_rng(t).normal(size=self.shape).astype(np.float32)
@@ -37,6 +37,7 @@ class Batches:
             raise StopIteration
         for s in self.signals.get(self.at, ()):
             os.kill(os.getpid(), s)
+        time.sleep(self.pause)
         self.at += 1
         return self.batch(self.at - 1)
 
@@ -329,7 +330,7 @@ def devices(folder):
 if __name__ == "__main__":
     signal.alarm(300)  # no orphan outlives its test by much
     if sys.argv[1] == "everything":
-        found = leaves(everything(sys.argv[2]))
+        found = leaves(everything(sys.argv[2], Batches(pause=0.01)))  # time enough to be killed
         np.savez(Path(sys.argv[2]) / "result.npz", **found)
     elif sys.argv[1] == "full_disk":
         full_disk(sys.argv[2])

@@ -788,7 +788,7 @@ def fit(
         pops = {n: p if p.source else Population(**{**vars(p), "source": source}) for n, p in pops.items()}
     if mesh == "auto":
         mesh = population_mesh(max(-(-p.size // p.block) for p in pops.values()))
-    elif mesh is not None:  # jax.make_mesh makes explicit axes, whose types a loss would have to state
+    elif isinstance(mesh, Mesh):  # jax.make_mesh makes explicit axes, whose types a loss would have to state
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     budget = available_bytes() // len(pops)
     limits = {

@@ -5,7 +5,7 @@ import math
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 console = Console(stderr=True)
@@ -36,7 +36,7 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:,.0f} steps/s" if task.speed else "compiling")
 
 
-def bar(title: str, total: int, done: int = 0, quiet: bool | None = None) -> tuple[Progress, int]:
+def bar(title: str, total: int, done: int = 0, quiet: bool | None = None) -> tuple[Progress, TaskID]:
     """A progress bar with loss, steps/s and time left; it draws nothing when stderr is no terminal.
 
     Returns:
