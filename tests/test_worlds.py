@@ -331,6 +331,8 @@ def test_bad_input_is_named_in_one_sentence(call, sentence):
 
 def test_world_that_cannot_be_enumerated():
     world = sparse.independent(2)
-    blind = sparse.World(2, world.sample, world.silent, world.sample_active, lambda density, nodes: None)
+    blind = sparse.World(2, world.sample, world.silent)
     with pytest.raises(ValueError, match=r"^this world cannot be enumerated: choose monte_carlo or conditional"):
         expect.expectation("quadrature", blind, 3)(prng.key(0), 0.1)
+    with pytest.raises(ValueError, match=r"^this world cannot be sampled given activity: choose monte_carlo"):
+        expect.expectation("conditional", blind, 3)
