@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from train_script import KEY, Batches, compile_cache, differing, leaves
 
-from superpose.train.fit import Members, Objective, Population, Sampler, evaluate, fit
+from superpose.train.fit import TAKEN, Members, Objective, Population, Sampler, evaluate, fit
 from superpose.train.recipe import Recipe
 from superpose.worlds import prng
 
@@ -180,13 +180,13 @@ def test_a_step_sees_its_key_step_and_hyper():
 
     def loss(params, draw, batch, key, step, hyper):
         draw = jax.random.uniform(key)
-        return jnp.sum(params**2), (draw, {"step": step, "tag": hyper["tag"], "draw": draw})
+        return jnp.sum(params**2), (draw, {"at": step, "tag": hyper["tag"], "draw": draw})
 
     objective = Objective(lambda key, hyper: (jax.random.uniform(key, (2,)), jnp.zeros(())), loss)
     pop = Population(objective, sgd(7), {"seed": np.array([4, 4, 9]), "tag": np.float32([0.5, 1.5, 2.5])})
     result = fit(pop, source=Batches((4,)), steps=7, key=KEY, log_every=3)
     assert result.history_steps.tolist() == [3, 6, 7]
-    np.testing.assert_array_equal(result.history["step"], np.repeat([[1.0], [4.0], [6.0]], 3, 1))
+    np.testing.assert_array_equal(result.history["at"], np.repeat([[1.0], [4.0], [6.0]], 3, 1))
     np.testing.assert_array_equal(result.history["tag"], [[0.5, 1.5, 2.5]] * 3)
     draws = result.history["draw"]
     assert (draws[:, 0] == draws[:, 1]).all()
@@ -434,6 +434,14 @@ def test_bad_arguments_are_refused(hyper, settings, sentence):
     pop = Population(quadratic(), recipe, values, own, settings.pop("block", 4))
     with pytest.raises(ValueError, match=sentence):
         fit(settings.pop("populations", pop), **settings)
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN))
+def test_metrics_have_names_of_their_own(name):
+    loss = lambda w, state, batch, key, step, hyper: (jnp.sum(w**2), (state, {name: jnp.sum(w)}))  # noqa: E731
+    pop = Population(Objective(lambda key, hyper: (hyper["w"], ()), loss), sgd(4), {**seeds(2), "w": W})
+    with pytest.raises(ValueError, match=f"a metric of an objective can't be named {name}: rename it"):
+        fit(pop, **GOOD)
 
 
 def test_an_iterator_without_a_position_is_refused():

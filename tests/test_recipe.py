@@ -163,6 +163,18 @@ def test_clip_is_common_to_all_groups():
     np.testing.assert_allclose([seen["a"][0], seen["b"][0]], [-0.3, -0.8], rtol=1e-6)
 
 
+def test_what_is_frozen_does_not_count_in_the_clip():
+    recipe = Recipe(steps=1, optimizer="sgd", lr=1.0, clip_norm=1.0, groups=(Group("a", lr_scale=0.0),))
+    seen = updated(recipe.transform(), {"a": np.array([30.0]), "b": np.array([4.0])}, {"a": 0.0, "b": 0.0})
+    np.testing.assert_allclose([seen["a"][0], seen["b"][0]], [0.0, -1.0], rtol=1e-6)
+
+
+def test_a_group_that_matches_nothing_is_refused():
+    recipe = Recipe(steps=1, groups=(Group("b_dec"),))
+    with pytest.raises(ValueError, match="group 'b_dec' matches none of the parameters decoder/W, encoder/W"):
+        recipe.transform().init(TREE)
+
+
 # ---- a population's own values
 
 

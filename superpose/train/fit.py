@@ -36,6 +36,8 @@ FIRST_LOSSES = 10
 """The first value is the largest of so many positive losses: a sparse batch may be all zeros, with loss 0."""
 LISTED = 64
 """Populations up to this size have every member's metrics in metrics.jsonl; larger ones mean, min and max."""
+TAKEN = {"loss", "step", "population", "frozen"}
+"""Names in metrics.jsonl that an objective's metrics can't have."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ def _update_member(pop: Population, member: Members, key, hyper, batch, step) ->
     (loss, (state, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(
         member.params, member.state, batch, loss_key, step, hyper
     )
+    if taken := TAKEN & metrics.keys():
+        raise ValueError(f"a metric of an objective can't be named {', '.join(sorted(taken))}: rename it")
     finite = jnp.isfinite(loss)
     for g in jax.tree.leaves(grads):
         finite &= jnp.all(jnp.isfinite(g))
@@ -455,14 +459,35 @@ def _unflat(like: PyTree, prefix: str, arrays: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _fingerprint(populations, steps, key, log_every, record_at, between_at) -> str:
+def _program_of(pop: Population, source, key) -> str:
+    """One member's init and update as JAX lowers them: another objective, source or recipe gives another text."""
+    hyper = {k: np.asarray(v)[0] for k, v in pop.hyper.items()}
+    batch = None
+    if isinstance(source, Stream):
+        place = source.get_state()
+        try:
+            batch = next(source)
+        except StopIteration:
+            raise ValueError("the stream has no batch: give one that is not at its end") from None
+        source.set_state(place)
+
+    def one(key, hyper, batch):
+        member = _init_member(pop, key, hyper)
+        if isinstance(source, Sampler) and source.shared:
+            batch = source.sample(key)
+        record = pop.objective.record(member.params) if pop.objective.record else ()
+        return _update_member(pop, member, key, hyper, batch, jnp.int32(0)), record
+
+    return jax.jit(one).lower(key, hyper, batch).as_text()  # constants and all
+
+
+def _fingerprint(populations, source, steps, key, log_every, record_at, between_at) -> str:
     """What must be equal for a checkpoint to belong to this run."""
     h = hashlib.sha256()
     h.update(json.dumps([steps, log_every, list(record_at), list(between_at)]).encode())
     h.update(np.asarray(jax.random.key_data(key)).tobytes())
     for name, pop in sorted(populations.items()):
-        recipe = repr(pop.recipe) if not callable(pop.recipe) else getattr(pop.recipe, "__qualname__", "")
-        h.update(f"{name}|{pop.size}|{pop.block}|{recipe}|".encode())
+        h.update(f"{name}|{pop.size}|{pop.block}|{_program_of(pop, source, key)}|".encode())
         for k in sorted(pop.hyper):
             a = np.asarray(pop.hyper[k])
             h.update(f"{k}|{a.dtype}|{a.shape}|".encode() + a.tobytes())
@@ -580,22 +605,15 @@ class _Run:
         step, arrays, meta = found
         if meta["identity"] != identity:
             raise WorkdirError(
-                f"{store.path} holds another run (its steps, key, recipe or hyperparameters differ); "
-                "choose another work directory, or delete that one"
+                f"{store.path} holds another run (its steps, key, objective, source, recipe, "
+                "hyperparameters, or the version of JAX differ); choose another work directory, or delete that one"
             )
-        try:
-            for name in self.pops:
-                members, records = self.gather(name)
-                like = jax.tree.map(lambda x: (x.shape, x.dtype), members._asdict())
-                fields = _unflat(members._asdict(), f"{name}:members", arrays)
-                got = jax.tree.map(lambda x: (x.shape, x.dtype), fields)
-                if like != got:
-                    raise WorkdirError(f"the checkpoint in {store.path} has other shapes than this model; use another")
-                self.scatter(name, Members(**fields), _unflat(records, f"{name}:records", arrays))
-                mark = f"{name}:history['"
-                self.history[name] = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
-        except KeyError as error:
-            raise WorkdirError(f"the checkpoint in {store.path} lacks {error} of this model; use another") from error
+        for name in self.pops:
+            members, records = self.gather(name)
+            fields = _unflat(members._asdict(), f"{name}:members", arrays)
+            self.scatter(name, Members(**fields), _unflat(records, f"{name}:records", arrays))
+            mark = f"{name}:history['"
+            self.history[name] = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
         self.history_steps, self.step = list(meta["history_steps"]), step
         if isinstance(self.source, Stream):
             self.source.set_state(meta["source"])
@@ -764,7 +782,8 @@ def fit(
         log_every: steps per chunk; metrics are means over a chunk. Chunks also end at ``between_at``.
         record_at: steps (0 = initial model) at which ``Objective.record`` is kept, inside the jit.
         between_at: steps after which ``Objective.between`` is called.
-        workdir: where the run is locked, logged and checkpointed; a run found there is resumed. None keeps nothing.
+        workdir: where the run is locked, logged and checkpointed; a run found there is resumed, and refused if it is
+            not this one (of ``between`` only the steps are compared). None keeps nothing.
         checkpoint_seconds: least time between checkpoints; 0 saves after every chunk.
         mesh: "auto" spreads members over all devices; a Mesh may have an axis ``population`` and others for
             ``param_spec`` and ``batch_spec``; None uses the default device.
@@ -807,13 +826,13 @@ def fit(
         carry = {n: program.fresh(n, init_keys[n], hyper[n]) for n in names}
         groups.append(_Group(program, slices, hyper, run_keys, carry))
     run = _Run(pops, groups, source, steps, root, stream_key, log_every, record_at, between_at)
-    identity = _fingerprint(pops, steps, key, log_every, record_at, between_at)
     with contextlib.ExitStack() as stack:
         stops = stack.enter_context(stop_signals())
-        store = None
+        store, identity = None, ""
         if workdir is not None:
             stack.enter_context(lock(Path(workdir)))
             store = stack.enter_context(contextlib.closing(Checkpoints(Path(workdir))))
+            identity = _fingerprint(pops, source, steps, key, log_every, record_at, between_at)
             run.resume(store, identity)
         run.train(store, identity, checkpoint_seconds, stops, title, quiet)
     results = run.results()

@@ -28,7 +28,7 @@ class Group:
     """Settings for the parameters whose path matches; the first matching group wins.
 
     Attributes:
-        pattern: regular expression searched in the parameter's path, written like ``encoder/W``.
+        pattern: regular expression searched in the parameter's path, written like ``encoder/W``; it must match one.
         lr_scale: factor on the learning rate; 0 freezes the group.
         weight_decay: decay of this group in place of the recipe's; None keeps the recipe's.
     """
@@ -54,7 +54,7 @@ class Recipe:
         warmup: steps over which the rate rises linearly to its peak (the first step has 1/warmup of it).
         decay_from: fraction of the run at which the decay begins (0.8 = decay over the last 20 %).
         final: the rate at the end as a fraction of the peak.
-        clip_norm: global norm to which gradients are clipped, None for no clipping.
+        clip_norm: global norm to which gradients are clipped, None for no clipping; frozen groups don't count.
         weight_decay: decoupled weight decay; Adam takes none (use AdamW).
         groups: per-group settings by parameter path.
     """
@@ -131,11 +131,21 @@ class Recipe:
         if not self.groups:
             return optax.chain(*clip, one(1.0, None))
         rules = {str(i): one(g.lr_scale, g.weight_decay) for i, g in enumerate(self.groups)}
+        frozen = {name for name, g in zip(rules, self.groups, strict=True) if g.lr_scale == 0.0}
+        if clip and frozen:  # what does not move does not count in the norm
+            still = lambda params: jax.tree.map(lambda label: label in frozen, self._labels(params))  # noqa: E731
+            clip.insert(0, optax.masked(optax.set_to_zero(), still))
         return optax.chain(*clip, optax.partition({**rules, "rest": one(1.0, None)}, self._labels))
 
     def _labels(self, params):
+        """Parameter -> number of the first group whose pattern its path matches, or "rest"."""
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for g in self.groups:
+            if not any(re.search(g.pattern, n) for n in names):
+                raise ValueError(f"the recipe's group {g.pattern!r} matches none of the parameters {', '.join(names)}")
+
         def label(path, _):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return next((str(i) for i, g in enumerate(self.groups) if re.search(g.pattern, name)), "rest")
+            return next((str(i) for i, g in enumerate(self.groups) if re.search(g.pattern, name(path))), "rest")
 
         return jax.tree_util.tree_map_with_path(label, params)
