@@ -204,7 +204,8 @@ def small(workdir, key=0, size=3, init=None, power=2, table=0.0, **changes):
     loss = lambda w, state, batch, key, step, hyper: (sum(inner(x) for x in jax.tree.leaves(w)), (state, {}))  # noqa: E731
     hyper = {"seed": np.arange(2), **changes.pop("hyper", {})}
     pop = Population(Objective(start, loss), recipe, hyper, block=2)
-    return fit(pop, source=Batches(), steps=4, key=prng.key(key), workdir=workdir, **changes)
+    changes = {"source": Batches(), **changes}
+    return fit(pop, steps=4, key=prng.key(key), workdir=workdir, **changes)
 
 
 def test_a_directory_of_another_run_is_refused(tmp_path):
@@ -242,6 +243,40 @@ def test_two_runs_in_one_directory(tmp_path):
         ):
             small(tmp_path / "deep" / "down")
     small(tmp_path / "deep" / "down")
+
+
+def test_another_stream_is_another_run(tmp_path):
+    class Other(Batches):
+        def batch(self, t):
+            return -super().batch(t)
+
+    small(tmp_path)
+    with pytest.raises(WorkdirError, match="holds another run"):
+        small(tmp_path, source=Other())
+    small(tmp_path)
+
+
+def test_a_stop_in_the_last_chunk_is_a_stop(whole, tmp_path):
+    with pytest.raises(Stopped, match=f"stopped after step 60; saved in {tmp_path}"):
+        everything(tmp_path, Batches(signals={61: [signal.SIGTERM]}))
+    check(tmp_path, whole, leaves(everything(tmp_path)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")
+def test_a_forked_worker_does_not_hold_the_lock(tmp_path):
+    (alive, say_so), (done, say_done) = os.pipe(), os.pipe()
+    with lock(tmp_path):
+        child = os.fork()
+        if not child:
+            os.write(say_so, b"!")
+            os.read(done, 1)  # lives on until the parent is done
+            os._exit(0)
+        os.read(alive, 1)
+    with lock(tmp_path):
+        pass
+    os.write(say_done, b"!")
+    os.waitpid(child, 0)
 
 
 def test_a_file_is_no_work_directory(tmp_path):

@@ -244,6 +244,7 @@ def test_bad_values_get_one_sentence(name, changes, said, tmp_path):
 
 
 @pytest.mark.ci
+@pytest.mark.ci
 def test_the_journey_of_one_command(tmp_path):
     """Run, same bits again, redraw, refuse another config, refuse an edited result; a full disk loses nothing."""
     base = ["--config=configs/toy/pentagon.py:quick", "--config.steps=40", "--config.log_every=10"]

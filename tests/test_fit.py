@@ -1,5 +1,6 @@
 """The training loop with toy objectives: what each part of it promises, against loops written out in NumPy."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -115,6 +116,51 @@ def test_bits_do_not_depend_on_the_chunking_of_members(forty, members):
     assert not differing(wide_leaves(range(40), max_members=members), forty)
 
 
+def top_k_sae(members, block, d_sae):
+    """A sparse autoencoder by hand, clipped: one that XLA fuses otherwise when it sees a single block."""
+
+    def init(key, hyper):
+        W = jax.random.normal(key, (32, d_sae)) / 8
+        return {"W_enc": W, "W_dec": W.T, "b": jnp.zeros(d_sae)}, {"fired": jnp.zeros(d_sae)}
+
+    def loss(params, state, x, key, step, hyper):
+        value, index = jax.lax.top_k(x @ params["W_enc"] + params["b"], 8)
+        acts = jnp.zeros((16, d_sae)).at[jnp.arange(16)[:, None], index].set(jax.nn.relu(value))
+        error = jnp.mean(jnp.sum((x - acts @ params["W_dec"]) ** 2, 1))
+        return error, ({"fired": state["fired"] + (acts > 0).sum(0)}, {"l0": (acts > 0).sum(1).mean()})
+
+    source = Sampler(lambda key, hyper: jax.random.normal(key, (16, 32)))
+    recipe = Recipe(steps=12, clip_norm=1.0)
+    return Population(Objective(init, loss, record=lambda p: p["b"]), recipe, seeds(members), source, block)
+
+
+@pytest.mark.parametrize(("block", "d_sae"), [(1, 256), (4, 256), (1, 24000)])  # the last one is larger than LARGE
+def test_a_single_block_has_the_bits_of_many(block, d_sae):
+    def run(members, **settings):
+        result = fit(
+            top_k_sae(members, block, d_sae), steps=12, key=KEY, mesh=None, log_every=6, record_at=(0, 12), **settings
+        )
+        return leaves(result, ("params", "opt_state", "state", "records", "history"))
+
+    many = run(3 * block)
+    assert not differing(run(3 * block, max_members=block), many)
+    for members in {1, block, 2 * block}:
+        assert not differing(run(members), first(many, members))
+
+
+def test_block_follows_the_size_of_the_model():
+    small, large = (
+        fit(dataclasses.replace(top_k_sae(2, None, d), recipe=Recipe(steps=1)), steps=1, key=KEY, mesh=None).params["b"]
+        for d in (8, 1100)
+    )
+    explicit = [
+        fit(dataclasses.replace(top_k_sae(2, b, d), recipe=Recipe(steps=1)), steps=1, key=KEY, mesh=None).params["b"]
+        for b, d in ((16, 8), (1, 1100))
+    ]
+    assert (small == explicit[0]).all()
+    assert (large == explicit[1]).all()
+
+
 def test_bits_do_not_depend_on_the_chunking_of_steps(forty):
     found = wide_leaves(range(40), log_every=4)
     history = [k for k in found if "history" in k]
@@ -205,6 +251,58 @@ def test_the_end_of_a_stream_is_one_sentence():
     assert fit(short, source=Batches(length=13), steps=13, key=KEY, log_every=5).history_steps[-1] == 13
 
 
+def test_batches_go_to_the_device_in_parts(monkeypatch):
+    """A chunk whose batches are too large is fed in parts: the same bits, and a history of the same entries."""
+    pop = Population(quadratic(), sgd(20), {**seeds(2), "w": np.zeros((2, 3), np.float32)})
+    run = lambda: fit(pop, source=Batches(), steps=20, key=KEY, log_every=9)  # noqa: E731
+    whole = run()
+    monkeypatch.setattr("superpose.train.fit.FEED", 4 * 12)  # of 12 bytes each
+    parts = run()
+    assert (whole.params == parts.params).all()
+    assert parts.history_steps.tolist() == [9, 18, 20]
+    np.testing.assert_allclose(parts.history["loss"], whole.history["loss"], rtol=1e-6)
+
+
+class Live(Batches):
+    """Hands out its own state, not a copy."""
+
+    def __init__(self, **settings):
+        self.place = {"at": 0}
+        super().__init__(**settings)
+
+    at = property(lambda self: self.place["at"], lambda self, value: self.place.update(at=value))
+
+    def get_state(self):
+        return self.place
+
+
+def test_a_look_at_the_stream_changes_nothing():
+    pop = Population(quadratic(), sgd(5), {**seeds(2), "w": np.zeros((2, 3), np.float32)})
+    live, copied = Live(), Batches()
+    assert (fit(pop, source=live, steps=5, key=KEY).params == fit(pop, source=copied, steps=5, key=KEY).params).all()
+    assert live.at == copied.at == 5
+
+
+def test_a_stream_s_position_must_be_json():
+    stream = Batches()
+    stream.get_state = lambda: b"here"
+    pop = Population(quadratic(), sgd(5), {**seeds(2), "w": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ValueError, match="the stream's get_state must return what JSON can hold"):
+        fit(pop, source=stream, steps=5, key=KEY)
+
+
+def test_bad_values_in_a_stream_are_counted_and_named():
+    class Bad(Batches):
+        def batch(self, t):
+            values = super().batch(t)
+            values[:2] = [np.nan, np.inf] if t == 7 else values[:2]
+            return values
+
+    pop = Population(quadratic(), sgd(20), {**seeds(2), "w": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ValueError, match="the stream's batch for step 7 has 2 of 3 values that are not finite: mend"):
+        fit(pop, source=Bad(), steps=20, key=KEY, log_every=5)
+
+
 # ---- hooks
 
 
@@ -243,13 +341,15 @@ def test_hooks_run_where_they_belong():
 
 @pytest.mark.parametrize("max_members", [None, 2])
 def test_between_sees_and_edits_the_whole_population(max_members):
-    N, STEPS, at, calls = 5, 12, (np.int64(5), 8, 12, 40), []  # 40 lies beyond the end
+    N, STEPS, at, calls = 5, 12, (0, np.int64(5), 8, 12), []
 
-    def between(members, source, key):
+    def between(members, hyper, source, key, step):
+        assert hyper["seed"].tolist() == list(range(N))
+        assert step == at[len(calls)]
         assert isinstance(members, Members)
         assert {x.shape[0] for x in jax.tree.leaves(members)} == {N}
         assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(members))
-        w, trace = members.params.copy(), jax.tree.map(np.copy, members.opt_state)
+        w, trace = members.params, members.opt_state
         calls.append((w.copy(), jax.tree.leaves(trace)[0].copy(), source, jax.random.key_data(key).tolist()))
         w[1] += 10 * len(calls)
         jax.tree.leaves(trace)[0][2] = 0.0
@@ -270,7 +370,8 @@ def test_between_sees_and_edits_the_whole_population(max_members):
         max_members=max_members,
     )
 
-    w, trace, seen = start.astype(np.float64), np.zeros((N, 3)), []
+    w, trace, seen = start.astype(np.float64), np.zeros((N, 3)), [(start, np.zeros((N, 3)))]
+    w[1] += 10
     for t in range(STEPS):
         trace = 0.8 * trace + w - stream.batch(t)
         w = w - 0.1 * trace
@@ -278,14 +379,14 @@ def test_between_sees_and_edits_the_whole_population(max_members):
             seen.append((w.copy(), trace.copy()))
             w[1] += 10 * len(seen)
             trace[2] = 0.0
-    assert len(calls) == 3
+    assert len(calls) == 4
     for (saw, saw_trace, source, _), (want, want_trace) in zip(calls, seen, strict=True):
         np.testing.assert_allclose(saw, want, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(saw_trace, want_trace, rtol=1e-4, atol=1e-5)
         assert source is stream
-    assert len({str(key) for *_, key in calls}) == 3
+    assert len({str(key) for *_, key in calls}) == 4
     np.testing.assert_allclose(result.params, w, rtol=1e-5)  # the edit after the last step too
-    np.testing.assert_array_equal(result.records[0], calls[0][0])  # a record is of the step, before the edit
+    np.testing.assert_array_equal(result.records[0], calls[1][0])  # a record is of the step, before the edit
     assert result.history_steps.tolist() == [3, 5, 6, 8, 9, 12]
 
 
@@ -348,6 +449,22 @@ def test_diverged_members_are_frozen_and_the_others_go_on(capsys, tmp_path):
     assert "3 of 8 members of 'members' diverged and were frozen" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["project", "grads"])
+def test_a_hook_that_makes_nan_freezes_its_member_and_not_the_parameters(where):
+    """At the very last step too."""
+    bad = {
+        "project": {"project": lambda w, hyper, step: jnp.where(hyper["bad"] & (step == 4), jnp.nan, w)},
+        "grads": {"grads": lambda w, g: jnp.where(jnp.abs(w) > 2, jnp.nan, g)},
+    }[where]
+    start = np.array([[1, 1, 1], [5, 1, 1]], np.float32)
+    pop = Population(quadratic(**bad), sgd(5), {**seeds(2), "w": start, "bad": np.array([False, True])})
+    result = fit(pop, source=Batches(), steps=5, key=KEY)
+    assert result.frozen_at.tolist() == [-1, 4 if where == "project" else 0]
+    assert np.isfinite(result.params).all()
+    sound = fit(Population(quadratic(), sgd(4), pop.hyper), source=Batches(), steps=4, key=KEY).params
+    np.testing.assert_array_equal(result.params[1], sound[1] if where == "project" else start[1])
+
+
 # ---- evaluation
 
 
@@ -375,6 +492,27 @@ def test_evaluate_is_the_mean_of_the_loss(shared):
     np.testing.assert_allclose(found["loss"], want / 3, rtol=1e-6)
     np.testing.assert_allclose(found["twice"], want / 1.5, rtol=1e-6)
     assert found["loss"].shape == (5,)
+
+
+def test_evaluate_on_a_stream_and_at_a_step():
+    def loss(params, state, batch, key, step, hyper):
+        return jnp.sum((params - batch) ** 2) + step, (state, {})
+
+    pop = Population(Objective(lambda k, h: None, loss), sgd(1), seeds(3), block=2)
+    params = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    stream = Batches()
+    found = evaluate(pop, params, key=KEY, source=stream, batches=2, step=7)["loss"]
+    want = np.mean([((params - Batches().batch(t)) ** 2).sum(1) for t in (0, 1)], 0) + 7
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    assert stream.at == 2
+
+
+def test_evaluate_wants_as_many_members_as_hyper_has():
+    pop = Population(quadratic(), sgd(1), {**seeds(3), "w": np.zeros((3, 3), np.float32)})
+    source = Sampler(lambda key: jnp.zeros(3), shared=True)
+    for size in (2, 17):
+        with pytest.raises(ValueError, match=rf"params and state need 3 members, as hyper has, got .*{size}"):
+            evaluate(pop, np.zeros((size, 3), np.float32), key=KEY, source=source)
 
 
 def test_evaluate_needs_a_source():
@@ -409,9 +547,9 @@ W = np.zeros((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("hyper", "settings", "sentence"),
     [
-        ({}, dict(steps=0), "steps must be at least 1, got 0"),
-        ({}, dict(log_every=0), "log_every must be at least 1, got 0"),
-        ({}, dict(max_members=0), "max_members must be at least 1, got 0"),
+        ({}, dict(steps=0), "steps must be a whole number of at least 1, got 0"),
+        ({}, dict(log_every=0), "log_every must be a whole number of at least 1, got 0"),
+        ({}, dict(max_members=0), "max_members must be a whole number of at least 1, got 0"),
         ({}, dict(record_at=(0, 5)), r"record_at must lie in \[0, 4\], got \[0, 5\]"),
         ({}, dict(record_at=(-1,)), r"record_at must lie in \[0, 4\], got \[-1\]"),
         ({}, dict(source=None), "population 'members' has no source, and none was given to fit"),
@@ -423,6 +561,16 @@ W = np.zeros((2, 3), np.float32)
         ({"lr": [0.1]}, {}, "needs the same length N >= 1, got {'seed': 2, 'w': 2, 'lr': 1}"),
         ({"lr": 0.1}, {}, "needs the same length N >= 1, got {'seed': 2, 'w': 2, 'lr': None}"),
         ({"weight_decay": [0.1, 0.2]}, dict(recipe=Recipe(steps=4)), "adam takes no weight decay"),
+        ({}, dict(between_at=(0, 5)), r"between_at must lie in \[0, 4\], got \[0, 5\]"),
+        ({}, dict(between_at=(2,)), "between_at and an objective's between need each other: give both or neither"),
+        ({}, dict(hook=lambda *a: a[0]), "between_at and an objective's between need each other"),
+        ({}, dict(hook=lambda *a: a[0]._replace(params=a[0].params[:1]), between_at=(2,)), "changed the structure"),
+        ({}, dict(hook=lambda *a: None, between_at=(2,)), "changed the structure, a shape or a dtype of its members"),
+        (
+            {},
+            dict(recipe=Recipe(steps=9, schedule="cosine")),
+            "the schedule of population 'members' is made for 9 steps",
+        ),
         ({}, dict(block=0), "block of population 'members' must be at least 1, got 0"),
         ({}, dict(own=Sampler(lambda key: 0, shared=True)), "the source of population 'members' is shared: give it"),
     ],
@@ -431,9 +579,29 @@ def test_bad_arguments_are_refused(hyper, settings, sentence):
     values = {k: v for k, v in {**seeds(2), "w": W, **hyper}.items() if v is not None}
     settings = {**GOOD, **settings}
     recipe, own = settings.pop("recipe", sgd(4)), settings.pop("own", None)
-    pop = Population(quadratic(), recipe, values, own, settings.pop("block", 4))
+    pop = Population(quadratic(between=settings.pop("hook", None)), recipe, values, own, settings.pop("block", 4))
     with pytest.raises(ValueError, match=sentence):
         fit(settings.pop("populations", pop), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(steps=4.5), "steps must be a whole number of at least 1, got 4.5"),
+        (dict(log_every="2"), "log_every must be a whole number of at least 1, got '2'"),
+        (dict(record_at=(1.5,)), "record_at must hold whole numbers, got 1.5"),
+    ],
+)
+def test_numbers_that_are_not_whole_are_refused(settings, sentence):
+    pop = Population(quadratic(), sgd(4), {**seeds(2), "w": W})
+    with pytest.raises(ValueError, match=sentence):
+        inspect.unwrap(fit)(pop, **{**GOOD, **settings})  # before the types are checked as in these tests
+
+
+def test_typed_keys_are_no_state():
+    objective = Objective(lambda key, hyper: (hyper["w"], key), quadratic().loss)
+    with pytest.raises(ValueError, match=r"can't hold typed random keys: keep jax.random.key_data\(key\) instead"):
+        fit(Population(objective, sgd(4), {**seeds(2), "w": W}), **GOOD)
 
 
 @pytest.mark.parametrize("name", sorted(TAKEN))

@@ -96,7 +96,7 @@ def everything(workdir=None, stream=None, **changes):
         value = jnp.sum((params["w"] - noisy) ** 2) + jnp.sum((params["b"] - state["mean"][:2]) ** 2)
         return jnp.where(hyper["bad"] & (step == 30), jnp.nan, value), (state, {"norm": jnp.sum(params["w"] ** 2)})
 
-    def between(members, source, key):
+    def between(members, hyper, source, key, step):
         noise = np.asarray(jax.random.normal(key, members.params["w"].shape)) * next(source)
         moments = jax.tree.map(lambda x: x * 0.5 if x.dtype == np.float32 else x, members.opt_state)
         return members._replace(params={**members.params, "w": members.params["w"] + noise}, opt_state=moments)

@@ -72,6 +72,7 @@ def lock(path: Path) -> Iterator[None]:
         handle = open(path / "lock", "a")
     except OSError as error:
         raise WorkdirError(f"cannot use the work directory {path}: {error.strerror}; choose another") from error
+    os.register_at_fork(after_in_child=handle.close)  # or a forked worker would hold the lock after its parent's death
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

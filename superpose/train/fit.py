@@ -7,6 +7,7 @@ mesh axis ``population``; members beyond ``max_members`` wait in host memory for
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import time
@@ -28,6 +29,9 @@ from jaxtyping import PyTree
 from superpose.train.checkpoint import Checkpoints, Stopped, WorkdirError, lock, stop_signals
 from superpose.train.progress import bar, say
 
+ZERO = np.int32(0)
+LARGE = 2**24
+"""A block of more bytes than this is not copied to keep bits equal; see ``_over_members``."""
 POPULATION = "population"
 """Name of the mesh axis over which members are spread."""
 DIVERGED = 1e3
@@ -36,6 +40,10 @@ FIRST_LOSSES = 10
 """The first value is the largest of so many positive losses: a sparse batch may be all zeros, with loss 0."""
 LISTED = 64
 """Populations up to this size have every member's metrics in metrics.jsonl; larger ones mean, min and max."""
+FEED = 2**28
+"""Bytes of a Stream's batches that are put on the device at a time."""
+SMALL = 2**16
+"""Models of at most so many parameters share a block, unless a population says otherwise."""
 TAKEN = {"loss", "step", "population", "frozen"}
 """Names in metrics.jsonl that an objective's metrics can't have."""
 
@@ -50,8 +58,9 @@ class Objective:
         grads: (params, grads) -> grads, before the optimiser.
         project: (params, hyper, step) -> params, after each update.
         record: (params) -> arrays, kept at the listed steps (step 0 is the initial model).
-        between: (members, source, key) -> members, on the host between chunks; sees the whole population (NumPy
-            leaves [N, ...], its optimiser state included) and may return all of it edited, but not its shapes.
+        between: (members, hyper, source, key, step) -> members, on the host after the listed steps (0: before the
+            first); sees the whole population (NumPy leaves [N, ...], its optimiser state included) and may return all
+            of it edited, but not its shapes. What it takes from a Stream, the populations beside it do not see.
     """
 
     init: Callable
@@ -79,7 +88,8 @@ class Sampler:
 class Stream(Protocol):
     """A source that runs on the host, one shared batch a step; its position is part of the checkpoint.
 
-    ``get_state`` returns something JSON can hold (the protocol of a grain iterator).
+    ``get_state`` returns something JSON can hold. ``fit`` looks at one batch and sets the position back before it
+    starts.
     """
 
     def __next__(self) -> PyTree: ...
@@ -96,7 +106,8 @@ class Population:
         recipe: hyper -> optax transformation (``Recipe.transform``), or an object with such a ``transform``.
         hyper: name -> array [N, ...]; must hold ``seed`` [N], from which a member's key comes.
         source: this population's own per-member sampler; None takes the source given to ``fit``.
-        block: members in one vmapped block. Changing it may change the last bits of a result.
+        block: members in one vmapped block; None takes 16 small models, or one that is larger than ``SMALL``. Changing
+            it may change the last bits of a result.
         param_spec: params of one member -> their PartitionSpecs over mesh axes other than ``population``; also
             applied to what the optimiser keeps per parameter.
     """
@@ -105,7 +116,7 @@ class Population:
     recipe: Any
     hyper: Mapping[str, Any]
     source: Sampler | None = None
-    block: int = 16
+    block: int | None = None
     param_spec: Callable | None = None
 
     @property
@@ -138,9 +149,10 @@ class Result:
     Attributes:
         params, state, opt_state: leaves [N, ...].
         history: metric -> [K, N], each the mean over the steps since the entry before; ``history_steps`` [K].
-        records: what ``Objective.record`` returned, leaves [len(record_at), N, ...].
+        records: what ``Objective.record`` returned, leaves [len(record_steps), N, ...].
+        record_steps: the steps of ``record_at``, in order, each once.
         frozen_at: [N], the step at which a member diverged, -1 for those that did not.
-        seconds: wall time of this call without compilation; ``compile_seconds`` that of compilation.
+        seconds: wall time of this call's steps without compilation; ``compile_seconds`` that of their compilation.
     """
 
     params: PyTree
@@ -149,6 +161,7 @@ class Result:
     history: dict[str, np.ndarray]
     history_steps: np.ndarray
     records: PyTree
+    record_steps: np.ndarray
     frozen_at: np.ndarray
     seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -170,6 +183,12 @@ def _init_member(pop: Population, key, hyper) -> Members:
     return Members(params, opt_state, state, jnp.float32(0), jnp.int32(0), jnp.int32(-1))
 
 
+def _without_nan(tree: PyTree, test: Callable = lambda x: ~jnp.isnan(x)):
+    """Whether all floats of a tree pass the test."""
+    floats = [x for x in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.asarray([jnp.all(test(x)) for x in floats])) if floats else jnp.bool_(True)
+
+
 def _update_member(pop: Population, member: Members, key, hyper, batch, step) -> tuple[Members, dict]:
     objective = pop.objective
     data_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
@@ -180,37 +199,79 @@ def _update_member(pop: Population, member: Members, key, hyper, batch, step) ->
     )
     if taken := TAKEN & metrics.keys():
         raise ValueError(f"a metric of an objective can't be named {', '.join(sorted(taken))}: rename it")
-    finite = jnp.isfinite(loss)
-    for g in jax.tree.leaves(grads):
-        finite &= jnp.all(jnp.isfinite(g))
     if objective.grads is not None:
         grads = objective.grads(member.params, grads)
-    updates, opt_state = pop.transform(hyper).update(grads, member.opt_state, member.params)
-    params = optax.apply_updates(member.params, updates)
-    if objective.project is not None:
-        params = objective.project(params, hyper, step)
 
     early = member.counted < FIRST_LOSSES
     first = jnp.where(early, jnp.maximum(member.first, loss), member.first)
     counted = member.counted + (early & (loss > 0))
-    diverged = ~finite | (~early & (loss > DIVERGED * first))
+    diverged = ~early & (loss > DIVERGED * first)
+    sound = jnp.isfinite(loss) & _without_nan(grads, jnp.isfinite) & _without_nan(state)
     alive = member.frozen_at < 0
-    frozen_at = jnp.where(alive & diverged, step, member.frozen_at)
-    moved = alive & ~diverged
-    new = (params, opt_state, state)
-    old = (member.params, member.opt_state, member.state)
-    params, opt_state, state = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, old)
+    moved = alive & sound & ~diverged
+
+    def update():
+        updates, opt_state = pop.transform(hyper).update(grads, member.opt_state, member.params)
+        params = optax.apply_updates(member.params, updates)
+        if objective.project is not None:
+            params = objective.project(params, hyper, step)
+        good = _without_nan(params, jnp.isfinite)
+        params = jax.tree.map(lambda new, old: jnp.where(good, new, old), params, member.params)
+        return params, opt_state, state, good
+
+    def stay():
+        return member.params, member.opt_state, member.state, jnp.bool_(False)
+
+    params, opt_state, state, good = lax.cond(moved, update, stay)  # under vmap both are computed and one is chosen
+    frozen_at = jnp.where(alive & ~good, step, member.frozen_at)
     return Members(params, opt_state, state, first, counted, frozen_at), {"loss": loss, **metrics}
 
 
 # --- blocks, devices --------------------------------------------------------------------------------------------------
 
 
-def _over_members(fn: Callable, block: int, trees: PyTree) -> PyTree:
-    """Applies a member's function to leaves [blocks, block, ...]: vmap inside a block, a loop over blocks."""
-    if block > 1:
-        return lax.map(lambda t: jax.vmap(fn)(*t), trees)
-    return lax.map(lambda t: jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*jax.tree.map(lambda x: x[0], t))), trees)
+def _over_members(fn: Callable, block: int, trees: tuple, zero, in_place: bool = False) -> PyTree:
+    """Applies a member's function to leaves [blocks, block, ...]: vmap inside a block, a loop over blocks.
+
+    The compiler must not see that there is one block, or it fuses the loop's body with what stands around it and the
+    bits are others than among more blocks. So the length of the loop is hidden from it, and a single block either gets
+    an empty one beside it, or, where memory counts (``LARGE``), blocks are fenced off, at the price of a copy.
+
+    Args:
+        zero: the number 0, unknown to the compiler.
+        in_place: fn returns (what replaces the first tree, the rest); that tree's memory is used again.
+    """
+
+    def apply(trees):
+        if block > 1:
+            return jax.vmap(fn)(*trees)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*jax.tree.map(lambda x: x[0], trees)))
+
+    def at(tree, i):
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree)
+
+    blocks, fenced = jax.tree.leaves(trees)[0].shape[0], _is_large(trees)
+    fence = lax.optimization_barrier if fenced else lambda tree: tree
+    spare = int(blocks == 1)
+    if spare:
+        trees = jax.tree.map(lambda x: jnp.concatenate([x, x]), trees)
+
+    def body(i, out):
+        new = fence(apply(fence(at((out[0], *trees[1:]) if fenced and in_place else trees, i))))
+        put = lambda o, x: lax.dynamic_update_index_in_dim(o, x.astype(o.dtype), i, 0)  # noqa: E731
+        return jax.tree.map(put, out, new)
+
+    shapes = jax.eval_shape(lambda: apply(at(trees, 0)))
+    out = jax.tree.map(lambda s: jnp.zeros((blocks + spare, *s.shape), s.dtype), shapes)
+    if fenced and in_place:
+        out = (trees[0], out[1])
+    out = lax.fori_loop(0, blocks + zero, body, out)
+    return jax.tree.map(lambda x: x[:blocks], out) if spare else out
+
+
+def _is_large(tree: PyTree) -> bool:
+    """Whether a block of leaves [blocks, block, ...] has more bytes than ``LARGE``."""
+    return sum(x.size * x.dtype.itemsize // x.shape[0] for x in jax.tree.leaves(tree)) > LARGE
 
 
 def _pad(tree: PyTree, layout: tuple[int, int], axis: int = 0) -> PyTree:
@@ -247,12 +308,16 @@ def population_mesh(blocks: int) -> Mesh | None:
     return Mesh(np.array(devices), (POPULATION,), axis_types=(AxisType.Auto,))
 
 
-def available_bytes() -> int:
-    """Memory that a population may fill: half of what the device (or, on CPU, the machine) reports as free."""
+def available_bytes(devices: int) -> int:
+    """Memory that populations may fill: half of what these devices (on CPU: the machine or its cgroup) have free."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * len(jax.devices()) // 2
-    return psutil.virtual_memory().available // 2
+        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * devices // 2
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit ("max")
+        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{k}").read_text()) for k in ("max", "current"))
+        free = min(free, limit - used)
+    return free // 2
 
 
 class _Program:
@@ -267,7 +332,7 @@ class _Program:
         for name, pop in pops.items():
             blocks = -(-slots[name] // pop.block)
             self.layout[name] = (-(-blocks // devices) * devices, pop.block)
-        self.batch_spec = batch_spec or P()
+        self.batch_spec = P() if batch_spec is None else batch_spec
         self.compile_seconds = 0.0
         self._compiled = None
         self._makers: dict[str, Callable] = {}
@@ -338,19 +403,19 @@ class _Program:
         """Initialised members, and record buffers that hold step 0 where it is listed."""
         pop = self.pops[name]
 
-        def make(keys, hyper):
-            members = _over_members(lambda k, h: _init_member(pop, k, h), pop.block, (keys, hyper))
-            return members, self._records(pop, members)
+        def make(keys, hyper, zero):
+            members = _over_members(lambda k, h: _init_member(pop, k, h), pop.block, (keys, hyper), zero)
+            return members, self._records(pop, members, zero)
 
         if name not in self._makers:  # once for all slices of the population
-            make = self._spread(make, (0, 0), (0, 1))
+            make = self._spread(make, (0, 0, None), (0, 1))
             out = None
             if self.mesh is not None:
-                members, records = jax.eval_shape(make, keys, hyper)
+                members, records = jax.eval_shape(make, keys, hyper, ZERO)
                 spec = NamedSharding(self.mesh, P(None, POPULATION) if self.split else P())
                 out = (self.shardings(name, members), jax.tree.map(lambda _: spec, records))
             self._makers[name] = jax.jit(make, out_shardings=out)
-        return self._makers[name](keys, hyper)
+        return self._makers[name](keys, hyper, ZERO)
 
     def place(self, name, members: Members, records) -> tuple[Members, PyTree]:
         """Padded host or device arrays -> where the loop wants them."""
@@ -358,42 +423,60 @@ class _Program:
         members = jax.device_put(members) if shardings is None else jax.device_put(members, shardings)
         return members, self._place_plain(records, axis=1)
 
+    def _batch_shardings(self, mesh, batch, lead=()):
+        """NamedShardings of a shared batch; ``batch_spec`` is one spec for all its leaves, or a tree of specs."""
+        is_spec = lambda s: isinstance(s, P)  # noqa: E731
+        fill = lambda spec, part: jax.tree.map(lambda _: NamedSharding(mesh, P(*lead, *spec)), part)  # noqa: E731
+        return jax.tree.map(fill, self.batch_spec, batch, is_leaf=is_spec)
+
     def place_batches(self, batches):
         if self.mesh is None:
             return jax.device_put(batches)
-        return jax.device_put(batches, NamedSharding(self.mesh, P(None, *self.batch_spec)))
+        return jax.device_put(batches, self._batch_shardings(self.mesh, batches, lead=(None,)))
 
-    def _records(self, pop, members):
+    def shared_batch(self, key):
+        """A shared Sampler's batch, spread as ``batch_spec`` says."""
+        batch = self.source.sample(key)
+        if self.mesh is None or self.batch_spec == P():
+            return batch
+        mesh = jax.sharding.get_abstract_mesh() if self.split else self.mesh
+        return lax.with_sharding_constraint(batch, self._batch_shardings(mesh, batch))
+
+    def _records(self, pop, members, zero):
         if pop.objective.record is None or not len(self.record_at):
             return ()
-        seen = _over_members(pop.objective.record, pop.block, (members.params,))
+        seen = _over_members(pop.objective.record, pop.block, (members.params,), zero)
         empty = jax.tree.map(lambda x: jnp.zeros((len(self.record_at), *x.shape), x.dtype), seen)
-        return self._write_records(pop, empty, members, jnp.int32(0))
+        return self._write_records(pop, empty, members, jnp.int32(0), zero)
 
-    def _write_records(self, pop, records, members, step):
+    def _write_records(self, pop, records, members, step, zero):
         """Writes record(params) into its row if ``step`` is listed."""
         at = jnp.asarray(self.record_at)
         row = jnp.minimum(jnp.searchsorted(at, step), len(self.record_at) - 1)
 
         def write(records):
-            seen = _over_members(pop.objective.record, pop.block, (members.params,))
+            seen = _over_members(pop.objective.record, pop.block, (members.params,), zero)
             return jax.tree.map(lambda r, s: lax.dynamic_update_index_in_dim(r, s, row, 0), records, seen)
 
         return lax.cond(at[row] == step, write, lambda records: records, records)
 
     # the loop
 
-    def _chunk(self, carry, keys, hyper, stream_key, batches, start, stop):
-        """Steps [start, stop) of every population of the group; metrics come back as means over the chunk."""
+    def _chunk(self, carry, keys, hyper, stream_key, batches, start, stop, zero):
+        """Steps [start, stop) of every population of the group; metrics come back as sums over them."""
 
         def advance(name, members, batch, step):
             pop = self.pops[name]
+            if name in alone:
+                key, values = jax.tree.map(lambda x: x[0, 0], (keys[name], hyper[name]))
+                members, metrics = _update_member(pop, members, key, values, batch, step)
+                return members, jax.tree.map(lambda x: jnp.asarray(x)[None, None], metrics)
             one = lambda m, k, h: _update_member(pop, m, k, h, batch, step)  # noqa: E731
-            return _over_members(one, pop.block, (members, keys[name], hyper[name]))
+            return _over_members(one, pop.block, (members, keys[name], hyper[name]), zero, in_place=True)
 
         def batch_of(step):
             if isinstance(self.source, Sampler):
-                return self.source.sample(jax.random.fold_in(stream_key, step)) if self.source.shared else None
+                return self.shared_batch(jax.random.fold_in(stream_key, step)) if self.source.shared else None
             return jax.tree.map(lambda b: b[step - start], batches)
 
         def body(step, carry):
@@ -401,7 +484,7 @@ class _Program:
             for name, (members, records, sums) in carry.items():
                 members, metrics = advance(name, members, batch, step)
                 if jax.tree.leaves(records):
-                    records = self._write_records(self.pops[name], records, members, step + 1)
+                    records = self._write_records(self.pops[name], records, whole(name, members), step + 1, zero)
                 out[name] = (members, records, jax.tree.map(jnp.add, sums, metrics))
             return out
 
@@ -409,21 +492,29 @@ class _Program:
             shapes = jax.eval_shape(lambda: advance(name, members, batch_of(start), start))[1]
             return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
 
+        def whole(name, members):
+            return jax.tree.map(lambda x: x[None, None], members) if name in alone else members
+
+        # a large member alone: without its axes [1, 1] inside the loop, where dropping them would copy it twice a step
+        single = lambda m: jax.tree.leaves(m)[0].shape[:2] == (1, 1) and _is_large(m)  # noqa: E731
+        alone = {name for name, (m, _) in carry.items() if single(m)}
+        carry = {
+            name: (jax.tree.map(lambda x: x[0, 0], m) if name in alone else m, r) for name, (m, r) in carry.items()
+        }
         carry = {name: (m, r, zeros(name, m)) for name, (m, r) in carry.items()}
         carry = lax.fori_loop(start, stop, body, carry)
-        mean = lambda s: s / (stop - start).astype(jnp.float32)  # noqa: E731
         return (
-            {name: (m, r) for name, (m, r, _) in carry.items()},
-            {name: jax.tree.map(mean, s) for name, (_, _, s) in carry.items()},
+            {name: (whole(name, m), r) for name, (m, r, _) in carry.items()},
+            {name: sums for name, (_, _, sums) in carry.items()},
         )
 
     def run(self, carry, keys, hyper, stream_key, batches, start, stop):
         """One chunk; compiled at the first call. ``carry`` is donated."""
-        args = (carry, keys, hyper, stream_key, batches, jnp.int32(start), jnp.int32(stop))
+        args = (carry, keys, hyper, stream_key, batches, jnp.int32(start), jnp.int32(stop), ZERO)
         if self._compiled is None:
             clock = time.perf_counter()
             axes = {name: (0, 1) for name in self.pops}
-            fn = self._spread(self._chunk, (axes, 0, 0, None, None, None, None), (axes, 0))
+            fn = self._spread(self._chunk, (axes, 0, 0, None, None, None, None, None), (axes, 0))
             out = None
             if self.mesh is not None:
                 spec = NamedSharding(self.mesh, P(POPULATION) if self.split else P())
@@ -459,17 +550,24 @@ def _unflat(like: PyTree, prefix: str, arrays: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _program_of(pop: Population, source, key) -> str:
+def _peek(source: Stream) -> PyTree:
+    """A Stream's next batch; its position is set back, by way of JSON as a checkpoint will do it."""
+    place = source.get_state()
+    try:
+        place = json.loads(json.dumps(place))
+    except TypeError as error:
+        raise ValueError(f"the stream's get_state must return what JSON can hold ({error}), got {place!r}") from None
+    try:
+        batch = next(source)
+    except StopIteration:
+        raise ValueError("the stream has no batch: give one that is not at its end") from None
+    source.set_state(place)
+    return batch
+
+
+def _program_of(pop: Population, source, key, batch) -> str:
     """One member's init and update as JAX lowers them: another objective, source or recipe gives another text."""
     hyper = {k: np.asarray(v)[0] for k, v in pop.hyper.items()}
-    batch = None
-    if isinstance(source, Stream):
-        place = source.get_state()
-        try:
-            batch = next(source)
-        except StopIteration:
-            raise ValueError("the stream has no batch: give one that is not at its end") from None
-        source.set_state(place)
 
     def one(key, hyper, batch):
         member = _init_member(pop, key, hyper)
@@ -481,23 +579,25 @@ def _program_of(pop: Population, source, key) -> str:
     return jax.jit(one).lower(key, hyper, batch).as_text()  # constants and all
 
 
-def _fingerprint(populations, source, steps, key, log_every, record_at, between_at) -> str:
+def _fingerprint(populations, source, batch, steps, key, log_every, record_at, between_at) -> str:
     """What must be equal for a checkpoint to belong to this run."""
     h = hashlib.sha256()
     h.update(json.dumps([steps, log_every, list(record_at), list(between_at)]).encode())
     h.update(np.asarray(jax.random.key_data(key)).tobytes())
-    for name, pop in sorted(populations.items()):
-        h.update(f"{name}|{pop.size}|{pop.block}|{_program_of(pop, source, key)}|".encode())
+    for leaf in jax.tree.leaves(batch):
+        h.update(np.asarray(leaf).tobytes())
+    for name, pop in populations.items():
+        h.update(f"{name}|{pop.size}|{pop.block}|{_program_of(pop, source, key, batch)}|".encode())
         for k in sorted(pop.hyper):
             a = np.asarray(pop.hyper[k])
             h.update(f"{k}|{a.dtype}|{a.shape}|".encode() + a.tobytes())
     return h.hexdigest()
 
 
-def _check(populations, source, steps, log_every, record_at, max_members):
+def _check(populations, source, steps, log_every, record_at, between_at, max_members):
     for what, value in {"steps": steps, "log_every": log_every, "max_members": max_members}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
     if source is not None and not isinstance(source, Sampler | Stream):
         raise ValueError(f"source must be a Sampler or a Stream (next, get_state, set_state), got {source!r}")
     if not populations:
@@ -515,10 +615,41 @@ def _check(populations, source, steps, log_every, record_at, max_members):
             raise ValueError(f"population {name!r} has no source, and none was given to fit")
         if pop.source is not None and pop.source.shared:
             raise ValueError(f"the source of population {name!r} is shared: give it to fit, not to the population")
-        if pop.block < 1:
+        if pop.block is not None and pop.block < 1:
             raise ValueError(f"block of population {name!r} must be at least 1, got {pop.block}")
+        planned = getattr(pop.recipe, "steps", steps)
+        if planned != steps and getattr(pop.recipe, "schedule", "constant") != "constant":
+            raise ValueError(f"the schedule of population {name!r} is made for {planned} steps, but fit takes {steps}")
     if any(s < 0 or s > steps for s in record_at):
         raise ValueError(f"record_at must lie in [0, {steps}], got {list(record_at)}")
+    if any(s < 0 or s > steps for s in between_at):
+        raise ValueError(f"between_at must lie in [0, {steps}], got {list(between_at)}")
+    if bool(between_at) != any(p.objective.between is not None for p in populations.values()):
+        raise ValueError("between_at and an objective's between need each other: give both or neither")
+
+
+def _listed(what: str, steps) -> list[int]:
+    """Listed steps in order, each once."""
+    for step in steps:
+        if not isinstance(step, int | np.integer):
+            raise ValueError(f"{what} must hold whole numbers, got {step!r}")
+    return sorted({int(s) for s in steps})
+
+
+def _settled(pop: Population, key) -> Population:
+    """The population with its block size chosen, and its init checked."""
+    hyper = {k: jnp.asarray(np.asarray(v)[0]) for k, v in pop.hyper.items()}
+    member = jax.eval_shape(lambda: _init_member(pop, key, hyper))
+    for leaf in jax.tree.leaves((member.params, member.state)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError("params and state can't hold typed random keys: keep jax.random.key_data(key) instead")
+    if pop.block is not None:
+        return pop
+    return dataclasses.replace(pop, block=_default_block(sum(x.size for x in jax.tree.leaves(member.params))))
+
+
+def _default_block(parameters: int) -> int:
+    return 16 if parameters <= SMALL else 1
 
 
 def _slices(populations, max_members) -> list[dict[str, tuple[int, int]]]:
@@ -541,25 +672,26 @@ def _members_that_fit(pop: Population, key, budget: int, records: int) -> int:
 
     member, record = jax.eval_shape(shapes)
     size = lambda t: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(t))  # noqa: E731
-    fits = budget // max(1, 3 * size(member) + 2 * records * size(record))
-    return max(pop.block, fits // pop.block * pop.block)
+    each = max(1, 3 * size(member) + 2 * records * size(record))
+    if pop.block * each > budget:
+        say(f"a block of {pop.block} members takes {pop.block * each / 1e9:.1f} GB, memory has {budget / 1e9:.1f} GB "
+            "to give: it may not suffice; a smaller block needs less")  # fmt: skip
+    return max(pop.block, budget // each // pop.block * pop.block)
 
 
 class _Run:
     """The host's side: chunks, hooks between them, logs, checkpoints."""
 
-    def __init__(self, pops, groups, source, steps, root, stream_key, log_every, record_at, between_at):
+    def __init__(self, pops, groups, source, batch, steps, root, stream_key, log_every, record_at, between_at):
         self.pops, self.groups, self.source, self.steps, self.root = pops, groups, source, steps, root
         self.stream_key, self.log_every, self.record_at = stream_key, log_every, record_at
-        hooked = any(p.objective.between is not None for p in pops.values())
-        self.between_at = between_at if hooked else []
+        self.between_at = between_at
         self.step = 0
         self.history: dict[str, dict[str, list]] = {name: {} for name in pops}
         self.history_steps: list[int] = []
         self.seconds = 0.0
-        if len(groups) > 1:
-            for g in groups:
-                g.carry = jax.device_get(g.carry)
+        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(batch))
+        self.feed = min(log_every, max(1, FEED // size)) if size else log_every  # steps that one transfer serves
 
     # the whole population, unpadded, and back
 
@@ -624,18 +756,24 @@ class _Run:
     # the loop
 
     def _pull(self, start, stop):
-        """Batches [start, stop) of a Stream, padded to the longest chunk so that one program serves all."""
+        """Batches [start, stop) of a Stream, padded to ``feed`` steps so that one program serves all."""
         if not isinstance(self.source, Stream):
             return ()
         batches = []
         for step in range(start, stop):
             try:
-                batches.append(next(self.source))
+                batches.append(jax.tree.map(np.asarray, next(self.source)))
             except StopIteration:
                 raise ValueError(
                     f"the stream ended at step {step} of {self.steps}: give more data or fewer steps"
                 ) from None
-        batches += batches[:1] * (self.log_every - len(batches))
+            for leaf in jax.tree.leaves(batches[-1]):
+                if jnp.issubdtype(leaf.dtype, jnp.inexact) and (bad := int((~np.isfinite(leaf)).sum())):
+                    raise ValueError(
+                        f"the stream's batch for step {step} has {bad} of {leaf.size} values that are not finite: "
+                        "mend or drop them before training"
+                    )
+        batches += batches[:1] * (self.feed - len(batches))
         return jax.tree.map(lambda *b: np.stack(b), *batches)
 
     def _stop_of_chunk(self) -> int:
@@ -644,32 +782,53 @@ class _Run:
 
     def _one_chunk(self) -> None:
         start, stop = self.step, self._stop_of_chunk()
-        pulled = self._pull(start, stop)
-        seen: dict[str, list] = {name: [] for name in self.pops}
-        for g in self.groups:
-            carry = g.carry
-            if len(self.groups) > 1:
-                carry = {name: g.program.place(name, *c) for name, c in carry.items()}
-            batches = g.program.place_batches(pulled)
-            clock, compiling = time.perf_counter(), g.program.compile_seconds
-            carry, metrics = g.program.run(carry, g.keys, g.hyper, self.stream_key, batches, start, stop)
-            metrics = jax.device_get(metrics)
-            g.carry = jax.device_get(carry) if len(self.groups) > 1 else carry
-            self.seconds += time.perf_counter() - clock - (g.program.compile_seconds - compiling)
-            for name, m in metrics.items():
-                seen[name].append(_unpad(m, g.slices[name][1] - g.slices[name][0]))
-        for name, parts in seen.items():
-            for k in parts[0]:
-                self.history[name].setdefault(k, []).append(np.concatenate([p[k] for p in parts]))
+        sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.pops}
+        parts = [(a, min(a + self.feed, stop)) for a in range(start, stop, self.feed)]
+        pulled = self._pull(*parts[0])
+        for i, (a, b) in enumerate(parts):
+            seen: dict[str, list] = {name: [] for name in self.pops}
+            for g in self.groups:
+                carry = g.carry
+                if len(self.groups) > 1:
+                    carry = {name: g.program.place(name, *c) for name, c in carry.items()}
+                batches = g.program.place_batches(pulled)
+                clock, compiling = time.perf_counter(), g.program.compile_seconds
+                carry, metrics = g.program.run(carry, g.keys, g.hyper, self.stream_key, batches, a, b)
+                if g is self.groups[-1] and i + 1 < len(parts):
+                    pulled = self._pull(*parts[i + 1])  # while the device works
+                metrics = jax.device_get(metrics)
+                g.carry = jax.device_get(carry) if len(self.groups) > 1 else carry
+                self.seconds += time.perf_counter() - clock - (g.program.compile_seconds - compiling)
+                for name, m in metrics.items():
+                    seen[name].append(_unpad(m, g.slices[name][1] - g.slices[name][0]))
+            for name, slices in seen.items():
+                for k in slices[0]:
+                    sums[name][k] = sums[name].get(k, 0) + np.concatenate([m[k] for m in slices])
+        for name, totals in sums.items():
+            for k, total in totals.items():
+                self.history[name].setdefault(k, []).append(total / np.float32(stop - start))
         self.step = stop
         self.history_steps.append(stop)
-        if stop in self.between_at:
-            key = jax.random.fold_in(jax.random.fold_in(self.root, 2**31), stop)
-            for name, pop in self.pops.items():
-                if pop.objective.between is not None:
-                    members, records = self.gather(name)
-                    edited = pop.objective.between(jax.device_get(members), pop.source or self.source, key)
-                    self.scatter(name, edited, records)
+        self._between()
+
+    def _between(self) -> None:
+        """The hooks, if this step is listed."""
+        if self.step not in self.between_at:
+            return
+        key = jax.random.fold_in(jax.random.fold_in(self.root, 2**31), self.step)
+        for name, pop in self.pops.items():
+            if pop.objective.between is not None:
+                members, records = self.gather(name)
+                members = jax.tree.map(np.array, jax.device_get(members))  # copies, to be written on
+                like = lambda tree: jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), tree)  # noqa: E731
+                kinds = like(members)
+                edited = pop.objective.between(members, pop.hyper, pop.source or self.source, key, self.step)
+                if like(edited) != kinds:
+                    raise ValueError(
+                        f"the between hook of population {name!r} changed the structure, a shape or a dtype of its "
+                        "members: return what was given, with other values"
+                    )
+                self.scatter(name, edited, records)
 
     def _records_of_chunk(self) -> list[dict]:
         lines = []
@@ -710,7 +869,9 @@ class _Run:
 
     def train(self, store, identity, checkpoint_seconds, stops, title, quiet) -> None:
         known = {name: np.full(pop.size, -1) for name, pop in self.pops.items()}
-        saved_at = time.monotonic()
+        saved_at, timed = time.monotonic(), self.seconds
+        if self.step == 0:
+            self._between()
         progress, task = bar(title, self.steps, self.step, quiet)
         with progress:
             while self.step < self.steps:
@@ -720,15 +881,16 @@ class _Run:
                 lines = self._records_of_chunk()
                 if store is not None:
                     store.log("metrics.jsonl", lines)
-                    speed = {"step": self.step, "steps": self.step - before, "seconds": self.seconds}
+                    speed = {"step": self.step, "steps": self.step - before, "seconds": self.seconds - timed}
                     store.log("timing.jsonl", [speed])
+                    timed = self.seconds
                     due = time.monotonic() - saved_at >= checkpoint_seconds
                     if due or stops or self.step == self.steps:
                         self.save(store, identity)
                         saved_at = time.monotonic()
                 loss = lines[0]["loss"]["mean"]
                 progress.update(task, completed=self.step, loss="-" if loss is None else f"{loss:.4g}")
-                if stops and self.step < self.steps:
+                if stops:
                     raise Stopped(self.step, stops[0], store and store.path)
         for name in self.pops:
             if count := int((self._frozen(name) >= 0).sum()):
@@ -746,6 +908,7 @@ class _Run:
                 history={k: np.stack(v) for k, v in self.history[name].items()},
                 history_steps=np.asarray(self.history_steps),
                 records=records,
+                record_steps=np.asarray(self.record_at),
                 frozen_at=self._frozen(name),
                 seconds=self.seconds,
                 compile_seconds=compiling,
@@ -801,42 +964,53 @@ def fit(
     """
     single = isinstance(populations, Population)
     pops: dict[str, Population] = {"members": populations} if single else dict(populations)  # type: ignore
-    record_at, between_at = sorted({int(s) for s in record_at}), sorted({int(s) for s in between_at if s <= steps})
-    _check(pops, source, steps, log_every, record_at, max_members)
+    record_at, between_at = _listed("record_at", record_at), _listed("between_at", between_at)
+    _check(pops, source, steps, log_every, record_at, between_at, max_members)
     if isinstance(source, Sampler) and not source.shared:
-        pops = {n: p if p.source else Population(**{**vars(p), "source": source}) for n, p in pops.items()}
+        pops = {n: p if p.source else dataclasses.replace(p, source=source) for n, p in pops.items()}
+    pops = {n: _settled(p, key) for n, p in pops.items()}
     if mesh == "auto":
-        mesh = population_mesh(max(-(-p.size // p.block) for p in pops.values()))
+        mesh = population_mesh(max(-(-p.size // p.block) for p in pops.values()))  # type: ignore[operator]
     elif isinstance(mesh, Mesh):  # jax.make_mesh makes explicit axes, whose types a loss would have to state
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    budget = available_bytes() // len(pops)
+    with contextlib.ExitStack() as stack:
+        stops = stack.enter_context(stop_signals())
+        store, identity = None, ""
+        batch = _peek(source) if isinstance(source, Stream) else None
+        if workdir is not None:
+            stack.enter_context(lock(Path(workdir)))
+            store = stack.enter_context(contextlib.closing(Checkpoints(Path(workdir))))
+            identity = _fingerprint(pops, source, batch, steps, key, log_every, record_at, between_at)
+        root, stream_key = jax.random.split(key)
+        groups = _groups(pops, source, key, root, record_at, mesh, batch_spec, max_members)
+        run = _Run(pops, groups, source, batch, steps, root, stream_key, log_every, record_at, between_at)
+        if store is not None:
+            run.resume(store, identity)
+        run.train(store, identity, checkpoint_seconds, stops, title, quiet)
+    results = run.results()
+    return results["members"] if single else results
+
+
+def _groups(pops, source, key, root, record_at, mesh, batch_spec, max_members) -> list[_Group]:
+    """The slices of the populations, initialised one after another; several of them wait in host memory."""
+    budget = available_bytes(1 if mesh is None else mesh.size) // len(pops)
     limits = {
         n: min(p.size, max_members or p.size, _members_that_fit(p, key, budget, len(record_at)))
         for n, p in pops.items()
     }
-    root, stream_key = jax.random.split(key)
+    all_slices = _slices(pops, limits)
     programs: dict[tuple, _Program] = {}
     groups = []
-    for slices in _slices(pops, limits):
+    for slices in all_slices:
         names = tuple(slices)
         if names not in programs:
             programs[names] = _Program({n: pops[n] for n in names}, limits, source, record_at, mesh, batch_spec)
         program = programs[names]
         hyper, init_keys, run_keys = program.constants(root, slices)
         carry = {n: program.fresh(n, init_keys[n], hyper[n]) for n in names}
+        carry = jax.device_get(carry) if len(all_slices) > 1 else carry
         groups.append(_Group(program, slices, hyper, run_keys, carry))
-    run = _Run(pops, groups, source, steps, root, stream_key, log_every, record_at, between_at)
-    with contextlib.ExitStack() as stack:
-        stops = stack.enter_context(stop_signals())
-        store, identity = None, ""
-        if workdir is not None:
-            stack.enter_context(lock(Path(workdir)))
-            store = stack.enter_context(contextlib.closing(Checkpoints(Path(workdir))))
-            identity = _fingerprint(pops, source, steps, key, log_every, record_at, between_at)
-            run.resume(store, identity)
-        run.train(store, identity, checkpoint_seconds, stops, title, quiet)
-    results = run.results()
-    return results["members"] if single else results
+    return groups
 
 
 def evaluate(
@@ -845,12 +1019,15 @@ def evaluate(
     state: PyTree = (),
     *,
     key: jax.Array,
-    source: Sampler | None = None,
+    source: Sampler | Stream | None = None,
     batches: int = 1,
+    step: int = 0,
+    mesh: Mesh | str | None = "auto",
 ) -> dict[str, np.ndarray]:
     """Loss and metrics of trained members on fresh batches, without training.
 
-    Batch b comes from the key folded with b, the same for every member: members are compared on the same draws.
+    Batch b comes from the key folded with b, the same for every member: members are compared on the same draws. A
+    Stream gives its next batches.
 
     Args:
         population: as it was trained; its objective and hyperparameters are used.
@@ -858,26 +1035,52 @@ def evaluate(
         key: of the held-out batches.
         source: where they come from; None takes the population's own source.
         batches: how many are averaged.
+        step: what the objective is told; give the last one where it follows a schedule.
+        mesh: as for ``fit``.
 
     Returns:
         "loss" and each metric -> [N].
+
+    Raises:
+        ValueError: there is no source or no batch.
     """
     source = source or population.source
     if source is None or batches < 1:
         raise ValueError("evaluate needs a source, of the population or given, and at least one batch")
+    size = sum(x.size for x in jax.tree.leaves(params)) // population.size
+    pop = dataclasses.replace(population, block=population.block or _default_block(size))
+    lengths = {len(x) if np.ndim(x) else None for x in jax.tree.leaves((params, state))}
+    if lengths - {pop.size}:
+        raise ValueError(f"params and state need {pop.size} members, as hyper has, got leaves of length {lengths}")
+    if mesh == "auto":
+        mesh = population_mesh(-(-pop.size // pop.block))  # type: ignore[operator]
+    program = _Program({"members": pop}, {"members": pop.size}, source, (), mesh, None)
 
-    def one(params, state, hyper):
-        def batch(b):
-            batch_key, loss_key = jax.random.split(jax.random.fold_in(key, b))
-            x = source.sample(batch_key) if source.shared else source.sample(batch_key, hyper)
-            loss, (_, metrics) = population.objective.loss(params, state, x, loss_key, jnp.int32(0), hyper)
-            return {"loss": loss, **metrics}
+    def judge(params, state, hyper, zero, b, batch):
+        """Loss and metrics on batch b, leaves [blocks, block]."""
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, b))
+        if isinstance(source, Sampler) and source.shared:
+            batch = source.sample(batch_key)
 
-        return jax.tree.map(lambda v: v.mean(0), lax.map(batch, jnp.arange(batches)))
+        def one(params, state, hyper):
+            x = batch if batch is not None else source.sample(batch_key, hyper)  # type: ignore[union-attr]
+            loss, (_, metrics) = pop.objective.loss(params, state, x, loss_key, jnp.int32(step), hyper)
+            return jax.tree.map(jnp.float32, {"loss": loss, **metrics})
 
-    hyper = {k: np.asarray(v) for k, v in population.hyper.items()}
-    mesh = population_mesh(-(-population.size // population.block))
-    program = _Program({"members": population}, {"members": population.size}, source, (), mesh, None)
+        return _over_members(one, program.layout["members"][1], (params, state, hyper), zero)
+
+    def judge_all(params, state, hyper, zero):
+        shapes = jax.eval_shape(lambda: judge(params, state, hyper, zero, 0, None))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        add = lambda b, sums: jax.tree.map(jnp.add, sums, judge(params, state, hyper, zero, b, None))  # noqa: E731
+        return lax.fori_loop(0, batches, add, zeros)
+
+    hyper = {k: np.asarray(v) for k, v in pop.hyper.items()}
     trees = program._place_plain(_pad((params, state, hyper), program.layout["members"]))
-    over = program._spread(lambda *t: _over_members(one, population.block, t), (0, 0, 0), 0)
-    return jax.device_get(_unpad(jax.jit(over)(*trees), population.size))
+    if isinstance(source, Stream):
+        over = jax.jit(program._spread(judge, (0, 0, 0, None, None, None), 0))
+        seen = [jax.device_get(over(*trees, ZERO, jnp.int32(b), next(source))) for b in range(batches)]
+        sums = jax.tree.map(lambda *x: np.sum(x, 0), *seen)
+    else:
+        sums = jax.device_get(jax.jit(program._spread(judge_all, (0, 0, 0, None), 0))(*trees, ZERO))
+    return jax.tree.map(lambda x: x / np.float32(batches), _unpad(sums, pop.size))

@@ -142,7 +142,7 @@ class Recipe:
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
         names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for g in self.groups:
-            if not any(re.search(g.pattern, n) for n in names):
+            if names and not any(re.search(g.pattern, n) for n in names):  # optax asks about empty trees too
                 raise ValueError(f"the recipe's group {g.pattern!r} matches none of the parameters {', '.join(names)}")
 
         def label(path, _):
