@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS := .venv-peers
 PYTEST_ARGS ?=
+# Processes that share the tests; on an accelerator, which one process takes for itself, none beside it.
+WORKERS ?= $(if $(ACCELERATOR),0,auto --maxprocesses=8)
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -61,11 +63,12 @@ reproduce: $(READY) ## train and draw every figure into figures/, then print the
 	$(PY) -m experiments.run --config=configs/toy/pentagon.py
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:n3m2
+	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:nobias
 	$(PY) -m experiments.run --config=configs/toy/sweep.py
 	$(PY) -m experiments.ledger
 
 test: $(READY) ## run the tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(PY) -m ruff check

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.results import ROOT, ResultError, load_about
+from experiments.results import ROOT, ResultError, load
 from superpose.train.checkpoint import WorkdirError, write_atomically
 
 RELATIONS = {
@@ -55,15 +55,15 @@ class Claim:
         >>> Claim("two and two", "arithmetic", 4, 2 + 2).holds
         True
         """
-        measured, expected = np.asarray(self.measured, float), np.asarray(self.expected, float)
+        measured, expected, tolerance = (np.asarray(v, float) for v in (self.measured, self.expected, self.tolerance))
         if self.relation != "in" and measured.shape != expected.shape:
             return False
-        if not measured.size or not np.all(np.isfinite(measured)):
+        if not measured.size or not np.all(np.isfinite(measured)) or not np.isfinite(tolerance):
             return False
-        return bool(RELATIONS[self.relation](measured, expected, self.tolerance))
+        return bool(RELATIONS[self.relation](measured, expected, tolerance))
 
     def as_json(self) -> dict[str, Any]:
-        plain = {k: _finite(np.asarray(v).tolist()) if k in ("expected", "measured") else v
+        plain = {k: _finite(np.asarray(v).tolist()) if k in ("expected", "measured", "tolerance") else v
                  for k, v in asdict(self).items()}  # fmt: skip
         return {**plain, "holds": self.holds}
 
@@ -103,10 +103,11 @@ def table(results: dict[str, dict]) -> str:
         "",
     ]
     for name, about in results.items():
+        after = " after a resume" if about.get("resumed") else ""
         lines += [
             f"## {name}",
             "",
-            f"`{about['command']}`, {about['seconds']:.0f} s on {about['device']}, commit `{about['commit']}`, "
+            f"`{about['command']}`, {about['seconds']:.0f} s{after} on {about['device']}, commit `{about['commit']}`, "
             f"config `{about['config_digest']}`. ![{name}](figures/{name}.png)",
             "",
             "| claim | source | expected | measured | tolerance | holds |",
@@ -128,12 +129,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is out of date")
     args = parser.parse_args()
     try:
-        results = {path.stem: load_about(path) for path in sorted(args.figures.glob("*.json"))}
+        results = {path.stem: load(path.with_suffix(""))[1] for path in sorted(args.figures.glob("*.json"))}
         if not results:
             raise ResultError(f"there are no results in {args.figures}: run `make reproduce` first")
         text = table(results)
         if args.check:
-            if not args.out.exists() or args.out.read_text() != text:
+            if not args.out.is_file() or args.out.read_text() != text:
                 raise ResultError(f"{args.out} is not what {args.figures} says: run python -m experiments.ledger")
         else:
             write_atomically(args.out, text.encode())

@@ -11,7 +11,7 @@ import numpy as np
 
 from superpose.train.checkpoint import digest, write_atomically
 
-VERSION = 1
+VERSION = 2
 """Of the layout of these files; a file of another version is refused."""
 ROOT = Path(__file__).parent.parent
 
@@ -52,11 +52,18 @@ def save(base: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> No
         about: JSON-able: config, claims, commit, times, versions.
     """
     arrays = {k: np.asarray(v) for k, v in arrays.items()}
+    record = {"version": VERSION, "digest": digest(arrays), **about}
+    text = json.dumps({**record, "seal": _seal(record)}, indent=1, allow_nan=False) + "\n"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(base.with_suffix(".npz"), buffer.getvalue())
-    text = json.dumps({"version": VERSION, "digest": digest(arrays), **about}, indent=1, allow_nan=False) + "\n"
     write_atomically(base.with_suffix(".json"), text.encode())
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """SHA-256 (16 digits) of a .json without its seal: an edit shows."""
+    text = json.dumps({k: v for k, v in record.items() if k != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_about(path: Path) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def load_about(path: Path) -> dict[str, Any]:
     """
     try:
         about = json.loads(path.read_text())
-        version = about["version"]
+        version, seal = about["version"], about.get("seal")
     except FileNotFoundError:
         raise ResultError(f"there is no result {path}: run the experiment first, without --draw_only") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,6 +83,8 @@ def load_about(path: Path) -> dict[str, Any]:
         raise ResultError(
             f"the result file {path} has layout version {version}, this code reads {VERSION}: run the experiment again"
         )
+    if seal != _seal(about):
+        raise ResultError(f"the result file {path} was edited or is damaged: run the experiment again")
     return about
 
 

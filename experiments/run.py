@@ -9,17 +9,23 @@ An unchanged config writes to figures/ (``:quick`` to runs/), a changed one to a
 no run overwrites another's result. A run that was stopped goes on when the same command is given again.
 """
 
+import contextlib
 import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 import warnings
 from pathlib import Path
+
+if __name__ == "__main__":  # until there is something to say: Ctrl-C while libraries load ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 warnings.filterwarnings("ignore", message=".*load_module.*", category=DeprecationWarning)
 
@@ -41,6 +47,7 @@ WORKDIR = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "Folder for the result; default: figures/ for an unchanged full config")
 DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture again, from the result file")
+OLD = ".before-restart"
 RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory holds and begin anew")
 
 
@@ -56,13 +63,23 @@ def _plain(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def _leaves(value):
+    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list) else [value]
+
+
 def _digest(config: dict) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _identify(config) -> tuple[str, bool]:
     """(name of the run, whether the config stands as in its file)."""
-    module = importlib.import_module(f"configs.{config.experiment}")
+    try:
+        module = importlib.import_module(f"configs.{config.experiment}")
+    except ModuleNotFoundError:
+        raise ValueError(f"there is no experiment {config.experiment!r}: leave config.experiment as it is") from None
+    for key, value in _flat(_plain(config)).items():
+        if any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(value)):
+            raise ValueError(f"config.{key} must be finite, got {value}")
     untouched = _plain(module.get_config(config.variant)) == _plain(config)
     name = config.experiment.split(".")[-1] + ("" if config.variant == "full" else f"_{config.variant}")
     return (name if untouched else f"{name}-{_digest(_plain(config))}"), untouched
@@ -87,10 +104,34 @@ def _claim_workdir(workdir: Path, config: dict, code: str) -> None:
             raise WorkdirError(f"{workdir} holds a run of another config ({', '.join(differ)} differ); {mend}")
         if known.get("code") != code:
             raise WorkdirError(f"{workdir} holds a run of another version of the code; {mend}")
-    elif workdir.exists() and any(p.name != "lock" for p in workdir.iterdir()):
+    elif any(p.name not in ("lock", OLD) for p in workdir.iterdir()):
         raise WorkdirError(f"{workdir} holds files that are no run of superpose; choose another --workdir")
     else:
         write_atomically(path, json.dumps({"config": config, "code": code}, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _set_aside(workdir: Path):
+    """With --restart: what a work directory holds is put back if the new run is refused, and deleted otherwise."""
+    old = workdir / OLD
+    if not (workdir / "config.json").exists() and any(p.name not in ("lock", OLD) for p in workdir.iterdir()):
+        raise WorkdirError(f"{workdir} holds files that are no run of superpose; --restart deletes only such runs")
+    shutil.rmtree(old, ignore_errors=True)
+    old.mkdir()
+    for path in list(workdir.iterdir()):
+        if path.name not in ("lock", OLD):
+            path.rename(old / path.name)
+    try:
+        yield
+    except (ValueError, TypeError):
+        for path in list(workdir.iterdir()):
+            if path.name not in ("lock", OLD):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in list(old.iterdir()):
+            path.rename(workdir / path.name)
+        raise
+    finally:
+        shutil.rmtree(old)
 
 
 def _draw(module, arrays: dict, config, base: Path) -> None:
@@ -122,12 +163,11 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         _draw(module, arrays, config, base)
         return 0
 
+    if base.parent.exists() and not base.parent.is_dir():
+        raise results.ResultError(f"{base.parent} is a file: give a folder as --out")
     clock = time.perf_counter()
-    with lock(home):
-        if restart:
-            for old in home.iterdir():
-                if old.name != "lock":
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+    with lock(home), _set_aside(home) if restart else contextlib.nullcontext():
+        resumed = (home / "config.json").exists()
         say(f"{name}: {(module.__doc__ or name).splitlines()[0]}")
         _claim_workdir(home, plain, code)
         arrays = module.run(config, prng.key(config.seed), home)
@@ -143,6 +183,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         "commit": results.commit(),
         "code": code,
         "seconds": round(seconds, 1),
+        "resumed": resumed,
         "device": f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind,
         "jax": jax.__version__,
         "python": sys.version.split()[0],
@@ -168,19 +209,46 @@ def main(argv) -> int:
     if CONFIG.value is None:
         print("give the experiment's config, e.g. --config=configs/toy/pentagon.py:quick", file=sys.stderr)
         return 2
-    overrides = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
-    command = "python -m experiments.run " + " ".join(shlex.quote(a) for a in overrides)
+    again = shlex.join(["python", "-m", "experiments.run", *_arguments(drop=("restart",))])
+    command = shlex.join(["python", "-m", "experiments.run", *_arguments(drop=("restart", "workdir", "out"))])
     try:
         return execute(CONFIG.value, WORKDIR.value, OUT.value, DRAW_ONLY.value, RESTART.value, command)
     except Stopped as stop:
-        again = shlex.join(["python", "-m", "experiments.run", *[a for a in sys.argv[1:] if "restart" not in a]])
         print(f"{stop}; go on with:\n  {again}", file=sys.stderr)
         return 128 + stop.signum
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(f"stopped at once; what was saved before stands, go on with:\n  {again}", file=sys.stderr)
+        return 128 + number
     except (ValueError, WorkdirError, results.ResultError) as error:
         if os.environ.get("SUPERPOSE_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if os.environ.get("SUPERPOSE_TRACEBACK"):
+            raise
+        said = str(error).strip().splitlines()[:1] or [""]
+        print(
+            f"error: {type(error).__name__}: {said[0][:300]} (a value of the config that does not fit, or a bug: "
+            "SUPERPOSE_TRACEBACK=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _arguments(drop: tuple[str, ...]) -> list[str]:
+    """The command line as --name=value, without some flags."""
+    found: list[str] = []
+    takes_value = {"config", "workdir", "out"}
+    words = iter(sys.argv[1:])
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if not equals and (name in takes_value or name.startswith("config.")):
+            word = f"--{name}={next(words, '')}"
+        if name not in drop:
+            found.append(word)
+    return found
 
 
 def _parse(argv):
@@ -202,7 +270,13 @@ def _parse(argv):
         sys.exit(2)
 
 
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt(signum)
+
+
 def cli() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     # one CPU device per core: populations of small models spread over devices, not inside one matrix product
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -4,8 +4,10 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,14 @@ from superpose.worlds import prng
 ROOT = results.ROOT
 TINY = {
     "superposition_demo": {"steps": 2, "seeds": 2, "log_every": 1, "eval_batch": 64, "eval_batches": 1},
-    "pentagon": {"steps": 2, "seeds": 2, "log_every": 1, "eval_batch": 64, "eval_batches": 1, "nodes": 2},
+    "pentagon": {
+        "steps": 2,
+        "seeds": 2,
+        "log_every": 1,
+        "eval_batch": 64,
+        "eval_batches": 1,
+        "nodes": (2, 2, 2, 2, 2),
+    },
     "phase_diagram": {"steps": 2, "log_every": 1, "cells": 4, "models": 2, "nodes": 2, "eval_nodes": 2, "block": 8},
     "sweep": {"steps": 2, "log_every": 1, "eval_batch": 64, "eval_batches": 1},
 }
@@ -92,6 +101,8 @@ def test_an_untrained_model_fails_the_claims(tmp_path):
         ("in", [10, 13], 14, 0, False),
         ("=", 0.0, float("nan"), 1.0, False),
         ("<=", 0.0, float("-inf"), 1.0, False),
+        ("<=", 0.0, 0.0, float("nan"), False),
+        ("=", 0.0, 0.0, None, False),
     ],
 )
 def test_claims_hold_by_their_numbers(relation, expected, measured, tolerance, holds):
@@ -140,6 +151,17 @@ def test_committed_figures_are_made_by_the_full_configs():
         assert path.with_suffix(".png").exists()
 
 
+def test_every_full_config_has_its_figure_and_its_line_in_make_reproduce():
+    recipe = (ROOT / "Makefile").read_text()
+    for parameter in configs():
+        module, variant = parameter.values
+        if variant != "quick":
+            name = module.__name__.split(".")[-1]
+            path = f"configs/toy/{name}.py" + ("" if variant == "full" else f":{variant}")
+            assert f"--config={path}\n" in recipe
+            assert (ROOT / "figures" / f"{name}{'' if variant == 'full' else '_' + variant}.json").exists()
+
+
 # --- result files -----------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +186,13 @@ def test_damaged_results_are_refused(tmp_path):
     np.savez_compressed(base.with_suffix(".npz"), a=np.arange(1000.0) + 1e-9, b=np.ones(3))
     with pytest.raises(results.ResultError, match="does not hold what"):
         results.load(base)
+    saved(tmp_path)
+    for edit in ({"claims": [1]}, {"digest": "0"}, {"config": {}}):
+        text = json.dumps({**json.loads(base.with_suffix(".json").read_text()), **edit})
+        base.with_suffix(".json").write_text(text)
+        with pytest.raises(results.ResultError, match="was edited or is damaged"):
+            results.load(base)
+        saved(tmp_path)
     base.with_suffix(".npz").unlink()
     with pytest.raises(results.ResultError, match="run the experiment first"):
         results.load(base)
@@ -172,7 +201,7 @@ def test_damaged_results_are_refused(tmp_path):
     base.with_suffix(".json").write_text(text[: len(text) // 2])
     with pytest.raises(results.ResultError, match="damaged"):
         results.load(base)
-    base.with_suffix(".json").write_text(text.replace('"version": 1', '"version": 99'))
+    base.with_suffix(".json").write_text(text.replace('"version": 2', '"version": 99'))
     with pytest.raises(results.ResultError, match="version 99"):
         results.load(base)
 
@@ -221,10 +250,10 @@ def test_mistyped_commands_get_one_sentence(args, said):
     ("name", "changes", "said"),
     [
         ("sweep", {"grid.n": ()}, "sweep is empty"),
-        ("sweep", {"grid.seeds": 0}, "sweep is empty"),
+        ("sweep", {"grid.seeds": 0}, "seeds must be a whole number of at least 1"),
         ("sweep", {"grid.density": (1.0, 0.0)}, r"density .* \(0, 1\]"),
         ("sweep", {"grid.density": (1.5,)}, r"density .* \(0, 1\]"),
-        ("sweep", {"grid.m": (0,)}, "at least one"),
+        ("sweep", {"grid.m": (0,)}, "m must be a whole number of at least 1"),
         ("superposition_demo", {"m": 20}, "fewer hidden dimensions"),
         ("superposition_demo", {"m": 0}, "at least one"),
         ("superposition_demo", {"recipe.optimizer": "adm"}, "choose one of"),
@@ -232,6 +261,18 @@ def test_mistyped_commands_get_one_sentence(args, said):
         ("pentagon", {"m": 3}, "needs m=2"),
         ("phase_diagram", {"n": 4}, "n=2, m=1"),
         ("phase_diagram", {"models": 1}, "at least 2"),
+        ("phase_diagram", {"cells": 1}, "cells must be a whole number of at least 2, got 1"),
+        ("phase_diagram", {"importance": (1.0,)}, r"importance must be \(lowest, highest\) of an axis"),
+        ("phase_diagram", {"importance": (0.0, 1.0)}, "importance must be positive and finite"),
+        ("pentagon", {"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
+        ("pentagon", {"decay": -1.0}, "decay must be positive and finite, got -1"),
+        ("pentagon", {"recipe.lr": -1.0}, "learning rate must be finite and at least 0"),
+        ("pentagon", {"expected_counts": (1, 2)}, "expected_counts must be a list of rows of 2 numbers, got 1"),
+        ("pentagon", {"eval_batches": 0}, "eval_batches must be a whole number of at least 1, got 0"),
+        ("sweep", {"grid.m": (2.7,)}, r"m must be a whole number of at least 1, got \(2.7,\)"),
+        ("sweep", {"grid.m": (2, 2)}, r"grid.m lists a value twice, got \(2, 2\)"),
+        ("sweep", {"grid.decay": ("a",)}, "decay must hold numbers, got"),
+        ("superposition_demo", {"steps": 20, "log_every": 20, "recipe.lr": 1e30}, "all models of density .* diverged"),
     ],
 )
 def test_bad_values_get_one_sentence(name, changes, said, tmp_path):
@@ -243,7 +284,6 @@ def test_bad_values_get_one_sentence(name, changes, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.ci
 @pytest.mark.ci
 def test_the_journey_of_one_command(tmp_path):
     """Run, same bits again, redraw, refuse another config, refuse an edited result; a full disk loses nothing."""
@@ -280,6 +320,51 @@ def test_the_journey_of_one_command(tmp_path):
     done = command(*base, *work, *out, "--draw_only")
     assert done.returncode == 1
     assert "run the experiment again" in done.stderr
+
+
+def test_restart_deletes_only_a_run_and_only_for_another(tmp_path):
+    run = importlib.import_module("experiments.run")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(WorkdirError, match="no run of superpose"):
+        with run._set_aside(tmp_path):
+            pass
+    (tmp_path / "config.json").write_text("{}")
+
+    def refused():
+        with run._set_aside(tmp_path):
+            (tmp_path / "config.json").write_text("new")
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        refused()
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "config.json").read_text() == "{}"
+    with run._set_aside(tmp_path):
+        (tmp_path / "config.json").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_at_any_moment_is_one_sentence(signum, tmp_path):
+    """While libraries load, while it compiles, trains, judges and draws; then the command it names ends the run."""
+    args = ["--config=configs/toy/pentagon.py:quick", "--config.steps=600", f"--workdir={tmp_path / 'restart'}"]
+    for seconds in (0.3, 2.0, 4.0, 5.0, 6.0, 7.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.run", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(seconds)
+        process.send_signal(signum)
+        said = process.communicate()[1]
+        assert "Traceback" not in said
+        if process.returncode:
+            assert process.returncode in (-signum, 128 + signum)
+            assert process.returncode == -signum or "go on with:" in said
+            assert process.returncode == -signum or f"--workdir={tmp_path / 'restart'}" in said.splitlines()[-1]
+    assert command(*args).returncode == 0
+    assert command(*args[:2], f"--workdir={tmp_path / 'other'}").returncode == 0
+    first, second = (next((tmp_path / d / "result").glob("*.npz")).read_bytes() for d in ("restart", "other"))
+    assert first == second
 
 
 def test_a_foreign_folder_is_not_taken_for_a_work_directory(tmp_path):

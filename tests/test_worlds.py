@@ -171,6 +171,23 @@ def test_absolute_value_is_exact_with_the_kink_at_zero():
     np.testing.assert_allclose(np.abs(x[0]) @ np.asarray(w), 0.4 / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_nodes_by_pattern_agree_with_the_full_grid(low):
+    """With as many nodes for every number of active features the columns are the same, the weights too."""
+    world, p = sparse.independent(3, low), np.array([0.2, 1.0, 0.6], np.float32)
+    full, patterns = (world.enumerate(p, nodes) for nodes in (4, (4, 4, 4)))
+    order = [np.lexsort(x) for x, _ in (full, patterns)]
+    np.testing.assert_allclose(full[0][:, order[0]], patterns[0][:, order[1]], rtol=1e-6)
+    np.testing.assert_allclose(full[1][order[0]], patterns[1][order[1]], rtol=1e-5, atol=1e-9)
+    world_3 = sparse.independent(3, low)
+    assert expect.quadrature_error(relu_loss, world_3, 0.05, (64, 12, 4)) < 1e-5
+    assert expect.quadrature_error(relu_loss, world_3, 0.05, 4) > 1e-5
+    with pytest.raises(ValueError, match="3 features need nodes for 1 to 3 active ones"):
+        world.enumerate(p, (4, 4))
+    with pytest.raises(ValueError, match="more than the"):
+        world.enumerate(p, (4, 4, 400))
+
+
 def test_quadrature_against_scipy():
     """One feature: E[loss] = (1-p) f(0) + p int_0^1 f, with the kink given to scipy."""
     x, w = sparse.independent(1).enumerate(0.3, 128)

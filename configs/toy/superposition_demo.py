@@ -39,6 +39,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.eval_batches = 16
     # (1-S, fewest, most) features that runs of the notebook's recipe represent; sparser rows were under-trained there
     c.expected_counts = ((0.03, 10, 11), (0.01, 10, 13), (0.003, 12, 16), (0.001, 12, 16))
+    c.expected_squares = (  # (1-S, smallest, largest ||W||_F^2), of the same runs
+        (1.0, 5.0, 5.0), (0.3, 7.0, 7.0), (0.1, 8.0, 8.9), (0.03, 10.0, 12.0), (0.01, 10.3, 13.9),
+        (0.003, 13.6, 15.2), (0.001, 15.2, 16.2),
+    )  # fmt: skip
+    c.expected_thresholds = (0.509, 0.369, 0.237, 0.137, 0.073)
     # (1-S, loss) reached by runs of the notebook's recipe
     c.expected_losses = (
         (0.3, 0.0336),
@@ -51,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "rescaled":
         c.n, c.m, c.decay, c.seeds = 80, 20, 0.9, 16
         c.expected_counts = ((1.0, 20, 20), (0.3, 26, 28), (0.1, 33, 35), (0.03, 40, 80))
-        c.expected_losses = ()
+        c.expected_losses, c.expected_squares, c.expected_thresholds = (), (), ()
     if variant == "quick":
         c.densities, c.seeds, c.steps, c.log_every = (1.0, 0.3, 0.1), 8, 2000, 200
         c.eval_batches = 4

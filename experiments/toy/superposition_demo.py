@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import check
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.toy import geometry, theory
@@ -30,6 +31,9 @@ def run(config, key, workdir):
     n, m, seeds = config.n, config.m, config.seeds
     if m >= n:
         raise ValueError(f"this figure needs fewer hidden dimensions than features, got m={m}, n={n}")
+    check.whole(config, "seeds", "batch", "eval_batch", "eval_batches")
+    check.positive(config, "decay", "init_scale")
+    check.listed(config, expected_counts=3, expected_squares=3, expected_losses=2)
     densities = np.asarray(config.densities, np.float32)
     hyper = grid(density=densities, seed=range(seeds))
     importance = np.asarray(decay(n, config.decay))
@@ -57,6 +61,7 @@ def run(config, key, workdir):
         params = jax.device_get(result.params)
         loss = evaluate(judges[name], params, key=eval_key, batches=config.eval_batches)["loss"]
         loss = np.where(result.frozen_at >= 0, np.inf, loss).reshape(len(densities), seeds)
+        check.some_sound(loss, "density", densities)
         best = loss.argmin(1)
         W = params["W"].reshape(len(densities), seeds, n, m)
         b = params["b"].reshape(len(densities), seeds, n)
@@ -157,14 +162,25 @@ def claims(results, config):
             f"{BASIC} (negative claim)", 0.0, float(spread.max()), 0.05, "<=",
         ),
         Claim(
-            f"the linear model represents the {m} most important features at every density, in every seed",
-            BASIC, [m] * len(densities), results["linear_count"].max(1), 0,
+            f"the linear model represents the {m} most important features, no other: share of the seeds, per density",
+            BASIC, [1.0] * len(densities),
+            ((results["linear_norms"] > 0.5) == (np.arange(n) < m)).all(-1).mean(-1), 0,
         ),
         Claim(
             "linear model: exact loss of the best seed over the closed-form optimum, per density",
             "derived: sum of the dropped I_i times (p/3 - p^2/4)", [1.0] * len(densities), linear_exact / exact, 0.005,
         ),
     ]  # fmt: skip
+    dropped = [(results["linear_b"][i] - densities[i] / 2)[norms["linear"][i] < 0.5] for i in rows]
+    out += [
+        Claim("linear model: bias of the dropped features over E[x] = (1-S)/2, per density, mean", BASIC,
+              [1.0] * len(rows), [1 + float(d.mean() * 2 / densities[i]) if d.size else np.nan
+                                  for i, d in zip(rows, dropped, strict=True)], 0.03),
+    ]  # fmt: skip
+    if config.expected_thresholds:
+        out.append(Claim("densities below which one more feature is represented, by digon bookkeeping",
+                         "derived: I_R / I_(2m-1-R) = 2p/(4-5p)", list(config.expected_thresholds),
+                         np.asarray(theory.digon_thresholds(importance, m)), 0.0006))  # fmt: skip
     if 1.0 in at:
         i = at[1.0]
         b = results["relu_b"][i]
@@ -222,6 +238,10 @@ def claims(results, config):
         if p in at:
             out.append(Claim(f"1-S = {p:g}: features represented", TRAINED, [low, high],
                              int(count["relu"][at[p]]), 0, "in"))  # fmt: skip
+    for p, low, high in config.expected_squares:
+        if p in at:
+            square = float((results["relu_W"][at[p]] ** 2).sum())
+            out.append(Claim(f"1-S = {p:g}: ||W||_F^2", TRAINED, [low, high], square, 0.3, "in"))
     for p, value in config.expected_losses:
         if p in at:
             out.append(Claim(f"1-S = {p:g}: loss of the best seed", TRAINED, value, float(loss["relu"][at[p]]),

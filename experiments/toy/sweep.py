@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import check
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.toy import geometry, theory
@@ -31,8 +32,12 @@ def run(config, key, workdir):
     for name in ("n", "m", "density", "decay", "seeds"):
         if not np.size(axes[name]):
             raise ValueError(f"the sweep is empty: grid.{name} needs at least one value")
-    if axes.seeds < 1:
-        raise ValueError(f"the sweep is empty: grid.seeds must be at least 1, got {axes.seeds}")
+    check.whole(axes, "n", "m", "seeds")
+    check.whole(config, "batch", "eval_batch", "eval_batches")
+    check.positive(axes, "decay")
+    for name in ("n", "m", "density", "decay"):
+        if len(set(axes[name])) < len(axes[name]):
+            raise ValueError(f"grid.{name} lists a value twice, got {tuple(axes[name])}: give each once")
     sizes = [(int(n), int(m)) for n in axes.n for m in axes.m]
     recipe = Recipe(steps=config.steps, **config.recipe)
     train_key, eval_key = jax.random.split(key)

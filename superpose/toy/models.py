@@ -116,8 +116,10 @@ def grid(**axes) -> dict[str, np.ndarray]:
     {'density': [1.0, 1.0, 0.5, 0.5], 'seed': [0, 1, 0, 1]}
 
     Raises:
-        ValueError: an axis is empty.
+        ValueError: an axis is empty, or there is none.
     """
+    if not axes:
+        raise ValueError("the grid is empty: give at least one axis")
     arrays = {k: np.asarray(list(v) if isinstance(v, range) else v) for k, v in axes.items()}
     for name, a in arrays.items():
         if a.ndim != 1 or not a.size:
@@ -141,7 +143,7 @@ def population(
     init_scale: float = 1.0,
     model: Callable[[nnx.Rngs], nnx.Module] | None = None,
     expectation: str = "conditional",
-    size: int = 256,
+    size: int | tuple[int, ...] = 256,
     world: World | None = None,
     init: Callable | None = None,
     block: int = 16,
@@ -162,13 +164,21 @@ def population(
     Raises:
         ValueError: a density outside (0, 1], n or m below 1, wrong shapes; each in one sentence.
     """
+    for name in ("seed", "density"):
+        if np.ndim(hyper.get(name, 0)) < 1:
+            raise ValueError(f"hyper needs {name!r} with a value for each member, got {hyper.get(name)!r}")
     density = np.asarray(hyper["density"], np.float32)
     if not np.all((density > 0) & (density <= 1)):
-        raise ValueError(f"density (1 - S) must lie in (0, 1], got {density[~((density > 0) & (density <= 1))][0]:g}")
+        raise ValueError(f"density (1 - S) must lie in (0, 1], got {density[~((density > 0) & (density <= 1))][0]:.9g}")
     shape = (len(density), n)
     weights = np.asarray(hyper.get("importance", 1.0 if importance is None else importance), np.float32)
     if weights.shape not in ((), (n,), shape):
         raise ValueError(f"importance must be [n] = {(n,)}, or [N, n] = {shape} in hyper, got {weights.shape}")
+    if not np.all(np.isfinite(weights) & (weights >= 0)):
+        bad = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        raise ValueError(f"importance must be finite and at least 0, got {bad:g}")
+    if world is not None and world.n != n:
+        raise ValueError(f"the model has n={n} features, but the world has {world.n}")
     make = model or (lambda rngs: ToyModel(n, m, output=output, bias=bias, init_scale=init_scale, rngs=rngs))
     sample = expect.expectation(expectation, world or independent(n), size)
     return Population(

@@ -1,6 +1,7 @@
 """A work directory: one run's lock, checkpoints and logs. All that is known of Orbax stands here."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -81,6 +82,11 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _mend(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return "make room" if full else "see that the folder is there and may be written to"
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that is either whole or not there: temporary file, fsync, rename.
 
@@ -97,8 +103,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkdirError(f"could not write {path}: {error.strerror}; make room and run again") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise WorkdirError(f"could not write {path}: {error.strerror}; {_mend(error)} and run again") from error
 
 
 def digest(arrays: dict[str, Any]) -> str | None:
@@ -172,7 +179,7 @@ class Checkpoints:
         if step is None:
             return None
         place = self.path / "checkpoints" / str(step)
-        mend = f"delete {place} to go on from the checkpoint before it"
+        mend = f"delete {place} to go on from the checkpoint before it, or from the start"
         try:
             names = self._manager.item_metadata(step)["arrays"].tree
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -205,7 +212,9 @@ class Checkpoints:
             with open(self.path / name, "a") as f:
                 f.write("".join(json_line(r) for r in records))
         except OSError as error:
-            raise WorkdirError(f"could not write {self.path / name}: {error.strerror}; make room and resume") from error
+            raise WorkdirError(
+                f"could not write {self.path / name}: {error.strerror}; {_mend(error)} and resume"
+            ) from error
 
     def close(self) -> None:
         self._manager.close()

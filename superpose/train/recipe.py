@@ -81,6 +81,8 @@ class Recipe:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(table)}")
         if self.steps < 1 or self.warmup < 0 or self.warmup >= self.steps:
             raise ValueError(f"a recipe needs 0 <= warmup < steps, got warmup={self.warmup}, steps={self.steps}")
+        if not 0.0 <= self.lr < float("inf"):
+            raise ValueError(f"the learning rate must be finite and at least 0, got {self.lr}")
         if not 0.0 <= self.decay_from < 1.0:
             raise ValueError(f"decay_from is a fraction of the run in [0, 1), got {self.decay_from}")
         for decay in (self.weight_decay, *(g.weight_decay for g in self.groups)):

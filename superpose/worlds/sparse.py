@@ -7,6 +7,8 @@ its value is uniform. Samples are FEATURE-MAJOR, x[n, batch]: with the batch in 
 Every draw is 32 random bits: the upper 31 decide activity and magnitude, the lowest is the sign where values have one.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,19 +32,20 @@ class World:
     Attributes:
         n: number of features.
         sample: (key, density, batch) -> x [n, batch].
-        silent: density -> P(x == 0), scalar.
+        silent: density -> P(x == 0), scalar. None where it is not known.
         sample_active: (key, density, batch) -> x [n, batch] given that at least one feature is active. The columns may
             depend on each other (stratified), but each column alone follows that law. None where it is not known.
         enumerate: (density, nodes) -> (x [n, R], w [R]) with E[f(x)] = sum_r w_r f(x_r) for f smooth on each panel.
-            None when the world cannot be enumerated.
+            ``nodes`` per feature and panel, or a tuple of them for 1, 2, ..., n active features: rarely are many
+            active, so they need fewer. None when the world cannot be enumerated.
         awake: density -> P(x != 0), scalar. Optional: 1 - silent loses digits in float32 when the density is small.
     """
 
     n: int
     sample: Callable[[Array, Density, int], Array]
-    silent: Callable[[Density], Array]
+    silent: Callable[[Density], Array] | None = None
     sample_active: Callable[[Array, Density, int], Array] | None = None
-    enumerate: Callable[[Density, int], Grid] | None = None
+    enumerate: Callable[[Density, int | tuple[int, ...]], Grid] | None = None
     awake: Callable[[Density], Array] | None = None
 
 
@@ -92,7 +95,28 @@ def independent(n: int, low: float = 0.0, high: float = 1.0) -> World:
     def awake(density: Density) -> Float[Array, ""]:
         return -jnp.expm1(jnp.sum(jnp.log1p(-_per_feature(density, n))))
 
-    def enumerate_(density: Density, nodes: int) -> Grid:
+    def by_pattern(density: Density, nodes: tuple[int, ...]) -> Grid:
+        if len(nodes) != n:
+            raise ValueError(f"{n} features need nodes for 1 to {n} active ones, but nodes is {nodes}.")
+        rules = [_panel_nodes(k, high, signed) for k in nodes]
+        columns = sum(math.comb(n, k + 1) * len(points) ** (k + 1) for k, (points, _) in enumerate(rules)) + 1
+        if columns > MAX_COLUMNS:
+            raise ValueError(f"nodes {nodes} make {columns} columns, more than the {MAX_COLUMNS} allowed.")
+        p = _per_feature(density, n)
+        x, w = [np.zeros((n, 1), p.dtype)], [jnp.prod(1 - p)[None]]
+        for k, (points, weights) in enumerate(rules, 1):
+            values, shares = _grid(points.astype(p.dtype), k), _grid(weights.astype(p.dtype), k).prod(0)
+            for active in itertools.combinations(range(n), k):
+                column = np.zeros((n, values.shape[1]), p.dtype)
+                column[list(active)] = values
+                on = np.isin(np.arange(n), active)
+                x.append(column)
+                w.append(jnp.prod(jnp.where(on, p, 1 - p)) * shares)
+        return np.concatenate(x, 1), jnp.concatenate(w)
+
+    def enumerate_(density: Density, nodes: int | tuple[int, ...]) -> Grid:
+        if isinstance(nodes, tuple):
+            return by_pattern(density, nodes)
         points, weights = _panel_nodes(nodes, high, signed)
         p = _per_feature(density, n)
         levels = len(points) + 1

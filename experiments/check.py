@@ -1,0 +1,57 @@
+"""Values of a config that are checked before anything is trained; each failure is one sentence."""
+
+import numpy as np
+
+
+def _numbers(config, name: str) -> np.ndarray:
+    try:
+        values = np.asarray(config[name], float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must hold numbers, got {config[name]!r}") from None
+    if values.ndim > 1 or not values.size:
+        raise ValueError(f"{name} must be a number or a list of numbers, got {config[name]!r}")
+    return values
+
+
+def whole(config, *names: str, least: int = 1) -> None:
+    """Whole numbers (or lists of them) of at least ``least``."""
+    for name in names:
+        values = _numbers(config, name)
+        if not np.all((values == np.floor(values)) & (values >= least)):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {config[name]!r}")
+
+
+def positive(config, *names: str) -> None:
+    """Positive, finite numbers (or lists of them)."""
+    for name in names:
+        values = _numbers(config, name)
+        if not np.all(np.isfinite(values) & (values > 0)):
+            raise ValueError(f"{name} must be positive and finite, got {config[name]!r}")
+
+
+def ends(config, *names: str) -> None:
+    """The two ends of a logarithmic axis."""
+    positive(config, *names)
+    for name in names:
+        values = _numbers(config, name)
+        if values.shape != (2,) or values[0] >= values[1]:
+            raise ValueError(f"{name} must be (lowest, highest) of an axis, got {config[name]!r}")
+
+
+def listed(config, **widths: int) -> None:
+    """Lists of rows with so many numbers each (or None)."""
+    for name, width in widths.items():
+        for row in config[name]:
+            numbers = isinstance(row, tuple | list) and all(v is None or isinstance(v, int | float) for v in row)
+            if not numbers or len(row) != width:
+                raise ValueError(f"{name} must be a list of rows of {width} numbers, got {row!r}")
+
+
+def some_sound(loss: np.ndarray, what: str, values) -> None:
+    """Refuses losses [columns, seeds] with a column in which every seed diverged."""
+    lost = [f"{values[i]:g}" for i in np.flatnonzero(~np.isfinite(loss).any(1))]
+    if lost:
+        raise ValueError(
+            f"all models of {what} {', '.join(lost[:5])}{' ...' * (len(lost) > 5)} diverged: lower recipe.lr, or give "
+            "more seeds"
+        )
