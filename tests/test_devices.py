@@ -75,3 +75,24 @@ def test_why_fit_switches_check_vma_off(eight):
     if plain["True"] == right:
         pytest.skip("this JAX has mended the gradient of constants under shard_map: check_vma=False is needed no more")
     assert plain["True"] == [sum(right)] * 8
+
+
+@pytest.mark.ci
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores to leave one out")
+def test_a_thousand_steps_on_one_core_and_on_all(tmp_path):
+    """One device with one thread against one with all."""
+    everywhere = set(range(os.cpu_count()))
+    for cores in ({0}, everywhere):
+        done = subprocess.run(
+            [sys.executable, str(HERE / "train_script.py"), "cores", str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"},
+            preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    one, many = (dict(np.load(tmp_path / f"{n}.npz")) for n in (1, len(everywhere)))
+    assert one.keys() == many.keys()
+    for name in one:
+        a, b = one[name].astype(np.float64), many[name].astype(np.float64)
+        assert np.max(np.abs(a - b) / np.maximum(1, np.abs(a)), initial=0.0) <= NEAR, name

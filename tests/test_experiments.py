@@ -53,10 +53,13 @@ def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     config = module.get_config(variant)
     config.update(TINY[config.experiment.split(".")[-1]])
     if "grid" in config:
-        config.grid.seeds = 2
+        config.grid.seeds, config.grid.m = 2, config.grid.m[:2]  # each m is a program of its own
     experiment = importlib.import_module(f"experiments.{config.experiment}")
     arrays = experiment.run(config, prng.key(0), tmp_path)
-    results.save(tmp_path / "result", arrays, {"claims": [c.as_json() for c in experiment.claims(arrays, config)]})
+    claims = experiment.claims(arrays, config)
+    if "superposition" in config.experiment:  # the control: what is hardly trained does not keep the claims
+        assert sum(not c.holds for c in claims) > len(claims) / 2
+    results.save(tmp_path / "result", arrays, {"claims": [c.as_json() for c in claims]})
     back, _ = results.load(tmp_path / "result")
     for suffix, figure in experiment.draw(back, config).items():
         figure.savefig(tmp_path / f"figure{suffix}.png")
@@ -71,15 +74,6 @@ def test_quick_keeps_its_claims(name, tmp_path):
     claims = experiment.claims(experiment.run(config, prng.key(config.seed), tmp_path), config)
     assert len(claims) >= 2
     assert {c.text for c in claims if not c.holds} == FAILING.get(name, set())
-
-
-def test_an_untrained_model_fails_the_claims(tmp_path):
-    """The control: after two steps the headline claims do not hold."""
-    config = importlib.import_module("configs.toy.superposition_demo").get_config("quick")
-    config.update(TINY["superposition_demo"])
-    experiment = importlib.import_module(f"experiments.{config.experiment}")
-    claims = experiment.claims(experiment.run(config, prng.key(0), tmp_path), config)
-    assert sum(not c.holds for c in claims) > len(claims) / 2
 
 
 # --- the ledger -------------------------------------------------------------------------------------------------------

@@ -170,6 +170,7 @@ def test_components_are_a_partition_without_edges_between(W):
     assert not (W @ W.T)[label[:, None] != label[None, :]].any()
 
 
+@pytest.mark.ci
 def test_zero_rows_are_safe_and_so_are_their_gradients():
     W = f32([[0.0, 0.0], [2.0, 0.0]])
     assert geo.norms(W).tolist() == [0, 2]
@@ -198,6 +199,7 @@ def test_outcome_thresholds_and_traced_feature():
     assert int(geo.outcome(W, 1, superposition_threshold=1.5)) == geo.DEDICATED
 
 
+@pytest.mark.ci
 def test_measures_vmap_over_a_population():
     W = jax.random.normal(jax.random.key(0), (3, 6, 2))
     for measure in (

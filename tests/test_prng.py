@@ -305,6 +305,7 @@ def test_golden_bits():
     assert words(k, (3,)).tolist() == GOLDEN["bits"]
 
 
+@pytest.mark.ci
 def test_64_bit_words():
     with jax.enable_x64(True):
         k = prng.key(0)
@@ -328,6 +329,7 @@ def test_too_many_draws(draw):
         draw(prng.key(0), (2**16, 2**16))
 
 
+@pytest.mark.ci
 def test_vmap_jit_and_loops_give_the_same_bits():
     keys = jax.random.split(prng.key(7), (2, 3))
 
@@ -361,6 +363,7 @@ np.testing.assert_array_equal(spread, expected)
 """
 
 
+@pytest.mark.ci
 def test_two_devices_give_the_same_bits():
     """In a process of its own: the number of CPU devices is fixed at the first use of JAX."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -322,6 +322,7 @@ def test_the_change_is_first_order():
     np.testing.assert_allclose(slopes, [0.3 / 3 - 0.09 / 4, 0.09 / 6, 0], atol=1e-6)
 
 
+@pytest.mark.ci
 def test_diagrams_broadcast():
     p, I2 = jnp.geomspace(0.01, 1, 5)[:, None], jnp.geomspace(0.1, 10, 7)
     assert theory.phase_2_1(p, I2).losses.shape == (5, 7, 3)
@@ -403,6 +404,7 @@ def test_first_order_terms_by_hand():
     np.testing.assert_allclose(theory.one_active_loss(W, zeros, np.array([1.0, 0.0])), 9 / 3 + 4 / 3, rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_expansion_is_differentiable_and_maps():
     W, b, importance = random_model(5, 2)
     loss = jax.jit(theory.first_order_loss)

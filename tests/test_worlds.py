@@ -70,6 +70,7 @@ def test_density_and_values(low, high, density):
         assert abs((values**k).mean() - expected) < 5 * (values**k).std() / np.sqrt(values.size)
 
 
+@pytest.mark.ci
 def test_values_at_low_density_are_fine_grained():
     """u / p of a 23-bit uniform has only 839 values at p = 1e-4."""
     x = np.asarray(sparse.independent(8).sample(prng.key(2), 1e-4, 2**21))
@@ -77,6 +78,7 @@ def test_values_at_low_density_are_fine_grained():
     assert np.unique(values).size > 0.99 * values.size
 
 
+@pytest.mark.ci
 def test_density_zero_and_one():
     world = sparse.independent(3)
     x = np.asarray(world.sample(prng.key(0), jnp.array([0.0, 1.0, 0.5]), 2**14))
@@ -127,6 +129,7 @@ def test_each_column_alone_follows_the_law():
     assert stats.kstest(x[x != 0], "uniform").pvalue > LIMIT
 
 
+@pytest.mark.ci
 def test_density_per_member_under_vmap():
     world = sparse.independent(3)
     density, keys = jnp.array([1.0, 0.3, 1e-4]), jax.random.split(prng.key(6), 3)
@@ -296,6 +299,7 @@ def test_quadrature_ignores_the_key():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.ci
 def test_gradients_with_respect_to_weights_are_finite():
     def loss(w, density):
         x, weight = expect.conditional(sparse.independent(3), 16)(prng.key(0), density)

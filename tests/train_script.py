@@ -181,12 +181,16 @@ def device_mesh(*names):
     return jax.make_mesh(tuple(8 if len(names) == 1 else k for k in (2, 4)[: len(names)]), names)
 
 
-def toy_on_eight_devices():
-    """1,000 steps of the toy model, and its evaluation, with 11 members on 8 devices against one device."""
+def toy(steps):
     n = 20
     hyper = {"seed": np.arange(11), "density": np.linspace(0.05, 1, 11, dtype=np.float32)}
     hyper["importance"] = np.float32(0.7) ** np.tile(np.arange(n, dtype=np.float32), (11, 1))
-    pop = models.population(n, 5, hyper, Recipe(steps=1000), size=64, block=1)
+    return models.population(n, 5, hyper, Recipe(steps=steps), size=64, block=1)
+
+
+def toy_on_eight_devices():
+    """1,000 steps of the toy model with 11 members on 8 devices against one device."""
+    pop = toy(1000)
     run = lambda mesh: fit(pop, steps=1000, key=KEY, log_every=500, mesh=mesh)  # noqa: E731
     eight, one = run("auto"), run(None)
     far = furthest(eight, one)
@@ -334,5 +338,8 @@ if __name__ == "__main__":
         np.savez(Path(sys.argv[2]) / "result.npz", **found)
     elif sys.argv[1] == "full_disk":
         full_disk(sys.argv[2])
+    elif sys.argv[1] == "cores":
+        found = leaves(fit(toy(1000), steps=1000, key=KEY, log_every=500))
+        np.savez(Path(sys.argv[2]) / f"{len(os.sched_getaffinity(0))}.npz", **found)
     elif sys.argv[1] == "devices":
         devices(sys.argv[2])

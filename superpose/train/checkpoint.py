@@ -84,7 +84,7 @@ def lock(path: Path) -> Iterator[None]:
 
 def _mend(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    return "make room" if full else "see that the folder is there and may be written to"
+    return "make room" if full else "see that the folder is there and may be written to,"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
