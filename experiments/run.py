@@ -235,6 +235,9 @@ def main(argv) -> int:
             file=sys.stderr,
         )
         return 1
+    finally:  # all is written: a signal that comes while Python shuts down ends it, and says no more
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _arguments(drop: tuple[str, ...]) -> list[str]:
