@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,6 +49,15 @@ def configs():
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}")
 
 
+@pytest.fixture
+def hasty():
+    """Two steps are not worth a good program: compiling is what these tests wait for."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(("module", "variant"), list(configs()))
 def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     config = module.get_config(variant)
