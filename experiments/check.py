@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from superpose.train.recipe import Group, Recipe
+
 
 def _numbers(config, name: str) -> np.ndarray:
     try:
@@ -45,6 +47,18 @@ def listed(config, **widths: int) -> None:
             numbers = isinstance(row, tuple | list) and all(v is None or isinstance(v, int | float) for v in row)
             if not numbers or len(row) != width:
                 raise ValueError(f"{name} must be a list of rows of {width} numbers, got {row!r}")
+
+
+def recipe(config) -> Recipe:
+    """The Recipe that ``config.recipe`` states; its groups are mappings of the fields of a ``Group``."""
+    values = dict(config.recipe)
+    try:
+        groups = tuple(Group(**group) for group in values.pop("groups"))
+    except TypeError as error:
+        raise ValueError(
+            f"recipe.groups must hold mappings like {{'pattern': 'b', 'lr_scale': 0.5}}: {error}"
+        ) from None
+    return Recipe(steps=config.steps, groups=groups, **values)
 
 
 def some_sound(loss: np.ndarray, what: str, values) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from superpose.train.checkpoint import digest, write_atomically
+from superpose.train.checkpoint import digest, write_all_atomically
 
 VERSION = 2
 """Of the layout of these files; a file of another version is refused."""
@@ -44,7 +44,7 @@ def commit() -> str:
 
 
 def save(base: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Writes ``base``.npz and ``base``.json, each whole or not at all; the .json, written last, has the other's digest.
+    """Writes ``base``.npz and ``base``.json, both or neither; the .json has the other's digest.
 
     Args:
         base: path without suffix.
@@ -56,8 +56,7 @@ def save(base: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> No
     text = json.dumps({**record, "seal": _seal(record)}, indent=1, allow_nan=False) + "\n"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(base.with_suffix(".npz"), buffer.getvalue())
-    write_atomically(base.with_suffix(".json"), text.encode())
+    write_all_atomically({base.with_suffix(".npz"): buffer.getvalue(), base.with_suffix(".json"): text.encode()})
 
 
 def _seal(record: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ from ml_collections import config_flags  # noqa: E402
 matplotlib.use("Agg")
 
 from experiments import results  # noqa: E402
-from superpose.train.checkpoint import Stopped, WorkdirError, lock, write_atomically  # noqa: E402
+from superpose.train.checkpoint import Stopped, WorkdirError, is_left_over, lock, write_atomically  # noqa: E402
 from superpose.train.progress import say  # noqa: E402
 from superpose.worlds import prng  # noqa: E402
 
@@ -104,31 +104,36 @@ def _claim_workdir(workdir: Path, config: dict, code: str) -> None:
             raise WorkdirError(f"{workdir} holds a run of another config ({', '.join(differ)} differ); {mend}")
         if known.get("code") != code:
             raise WorkdirError(f"{workdir} holds a run of another version of the code; {mend}")
-    elif any(p.name not in ("lock", OLD) for p in workdir.iterdir()):
+    elif _holds(workdir):
         raise WorkdirError(f"{workdir} holds files that are no run of superpose; choose another --workdir")
     else:
         write_atomically(path, json.dumps({"config": config, "code": code}, indent=1).encode())
 
 
+def _holds(workdir: Path) -> list[Path]:
+    """What stands in a work directory, config.json last; without our lock and the leftovers of killed writes."""
+    found = [p for p in workdir.iterdir() if p.name not in ("lock", OLD) and not is_left_over(p)]
+    return sorted(found, key=lambda p: p.name == "config.json")
+
+
 @contextlib.contextmanager
 def _set_aside(workdir: Path):
-    """With --restart: what a work directory holds is put back if the new run is refused, and deleted otherwise."""
+    """With --restart: what a work directory holds is deleted, or put back if the new run ends before its first step."""
     old = workdir / OLD
-    if not (workdir / "config.json").exists() and any(p.name not in ("lock", OLD) for p in workdir.iterdir()):
+    if _holds(workdir) and not any((place / "config.json").exists() for place in (workdir, old)):
         raise WorkdirError(f"{workdir} holds files that are no run of superpose; --restart deletes only such runs")
     shutil.rmtree(old, ignore_errors=True)
     old.mkdir()
-    for path in list(workdir.iterdir()):
-        if path.name not in ("lock", OLD):
-            path.rename(old / path.name)
+    for path in _holds(workdir):  # config.json last: a kill in between leaves a folder that is still known as ours
+        path.rename(old / path.name)
     try:
         yield
-    except (ValueError, TypeError):
-        for path in list(workdir.iterdir()):
-            if path.name not in ("lock", OLD):
+    except BaseException:
+        if not list(workdir.glob("*/metrics.jsonl")):
+            for path in _holds(workdir):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in list(old.iterdir()):
-            path.rename(workdir / path.name)
+            for path in list(old.iterdir()):
+                path.rename(workdir / path.name)
         raise
     finally:
         shutil.rmtree(old)
@@ -190,6 +195,10 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         "claims": [c.as_json() for c in claims],
     }
     results.save(base, arrays, about)
+    for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
+        path = base.with_name(base.name + suffix).with_suffix(".csv")
+        write_atomically(path, text.encode())
+        print(f"table     {os.path.relpath(path)}")
     _draw(module, arrays, config, base)
     print(f"numbers   {os.path.relpath(base)}.npz, .json")
     held = sum(c.holds for c in claims)

@@ -152,6 +152,26 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(whole, tmp_path, signum)
     assert stream.at == 62  # 60 steps and what the two edits took
 
 
+def test_a_signal_after_the_save_stops_after_the_next_chunk(tmp_path, monkeypatch):
+    """It comes while the bar is drawn: what is said to be saved is."""
+    from superpose.train import fit as module
+
+    class Late(module.bar("", 1, quiet=True)[0].__class__):
+        def update(self, *args, **kwargs):
+            super().update(*args, **kwargs)
+            if kwargs["completed"] == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def bar(title, total, done=0, quiet=None):
+        progress = Late(disable=True)
+        return progress, progress.add_task(title, total=total)
+
+    monkeypatch.setattr(module, "bar", bar)
+    with pytest.raises(Stopped) as stopped:
+        everything(tmp_path, checkpoint_seconds=1e9)
+    assert newest(tmp_path).name == str(stopped.value.step)
+
+
 @pytest.mark.ci
 def test_a_second_signal_stops_at_once(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):

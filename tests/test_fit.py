@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from train_script import KEY, Batches, compile_cache, differing, leaves
 
+from superpose.toy.models import population
 from superpose.train.fit import TAKEN, Members, Objective, Population, Sampler, _settled, evaluate, fit
 from superpose.train.recipe import Recipe
 from superpose.worlds import prng
@@ -441,6 +442,33 @@ def test_diverged_members_are_frozen_and_the_others_go_on(capsys, tmp_path):
 
     troubled(MODES, workdir=tmp_path)  # a finished run still says so
     assert "3 of 8 members of 'members' diverged and were frozen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [3.0, 30.0])
+def test_a_loss_that_explodes_at_once_is_found(rate):
+    """At density 1/20 one batch in three is all zeros; the first value is not taken from a single batch."""
+    hyper = {
+        "seed": np.arange(4),
+        "density": np.float32([1.0, 0.05, 1.0, 0.05]),
+        "lr": np.float32([rate] * 2 + [1e-2] * 2),
+    }
+    pop = population(20, 5, hyper, Recipe(steps=30), expectation="monte_carlo", size=1, block=4)
+    result = fit(pop, steps=30, key=KEY, mesh=None)
+    assert (result.frozen_at[:2] >= 0).all()
+    assert (result.frozen_at[2:] < 0).all()
+
+
+def test_what_a_hook_between_chunks_breaks_is_frozen_as_it_was():
+    """After the last step too."""
+
+    def between(members, hyper, source, key, step):
+        members.params[1] = np.nan
+        return members
+
+    pop = Population(quadratic(between=between), sgd(4), {**seeds(3), "w": np.ones((3, 3), np.float32)}, block=2)
+    result = fit(pop, source=Batches(), steps=4, key=KEY, between_at=[4])
+    assert result.frozen_at.tolist() == [-1, 4, -1]
+    assert np.isfinite(result.params).all()
 
 
 @pytest.mark.parametrize("where", ["project", "grads"])

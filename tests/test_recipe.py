@@ -103,6 +103,7 @@ def test_schedule_by_hand(schedule, settings, expected):
 @pytest.mark.parametrize(("steps", "warmup", "decay_from"), [(1, 0, 0.8), (2, 0, 0.8), (2, 1, 0.99), (100, 99, 0.999)])
 def test_a_short_run_has_a_schedule(schedule, steps, warmup, decay_from):
     """The decay begins at the last step at the latest: a config cut to two steps still runs."""
+    decay_from = 0.0 if schedule == "constant" else decay_from
     recipe = Recipe(steps=steps, schedule=schedule, warmup=warmup, decay_from=decay_from)
     assert float(recipe.multiplier()(steps - 1)) == 1.0
 
@@ -206,6 +207,11 @@ def test_members_with_own_rate_and_decay_equal_separate_runs(optimizer):
         (dict(decay_from=1.0), r"decay_from is a fraction of the run in \[0, 1\), got 1.0"),
         (dict(decay_from=-0.1), r"decay_from is a fraction of the run in \[0, 1\), got -0.1"),
         (dict(weight_decay=0.1), r"adam takes no weight decay \(got 0.1\): use optimizer='adamw'"),
+        (dict(clip_norm=-1.0), "clip_norm must be positive and finite, or None, got -1.0"),
+        (dict(b2=1.5), r"b2 must lie in \[0, 1\), got 1.5"),
+        (dict(momentum=0.9), "adam takes no momentum and no nesterov"),
+        (dict(final=-3.0, schedule="linear"), r"final is a fraction of the peak rate in \[0, 1\], got -3.0"),
+        (dict(decay_from=0.5), "a constant schedule has no decay_from and no final"),
         (dict(groups=(Group("W", weight_decay=0.2),)), r"adam takes no weight decay \(got 0.2\)"),
     ],
 )

@@ -94,7 +94,10 @@ def everything(workdir=None, stream=None, **changes):
         noisy = batch + 0.1 * jax.random.normal(key, (3,))
         state = {"mean": 0.9 * state["mean"] + 0.1 * noisy, "count": state["count"] + 1}
         value = jnp.sum((params["w"] - noisy) ** 2) + jnp.sum((params["b"] - state["mean"][:2]) ** 2)
-        return jnp.where(hyper["bad"] & (step == 30), jnp.nan, value), (state, {"norm": jnp.sum(params["w"] ** 2)})
+        return jnp.where(hyper["bad"] & (step == 30), jnp.nan, value), (state, metrics(params))
+
+    def metrics(params):
+        return {"norm": jnp.sum(params["w"] ** 2), "norm (max)": jnp.max(params["w"])}  # one name extends another
 
     def between(members, hyper, source, key, step):
         noise = np.asarray(jax.random.normal(key, members.params["w"].shape)) * next(source)
@@ -150,7 +153,7 @@ def full_disk(workdir):
             return super().__next__()
 
     said = []
-    for Filling.limit in (5000, 100):  # the logs of 25 steps fit, a checkpoint does not; then nothing does
+    for Filling.limit in (5500, 100):  # the logs of 25 steps fit, a checkpoint does not; then nothing does
         try:
             everything(workdir, Filling())
         except WorkdirError as error:

@@ -8,6 +8,8 @@ Expected: 2, 4, 5 features at 1-S = 1, 0.2, 0.1. Time: see REPRODUCTION.md.
 
 from ml_collections import ConfigDict
 
+from configs import recipe
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Variants: "" and "quick" (the paper's three densities, fewer seeds)."""
@@ -30,10 +32,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.nodes = (64, 64, 24, 10, 7)  # quadrature nodes for 1, ..., 5 active features; twice as many are taken
     c.steps = 3000
     c.log_every = 250  # steps per chunk
-    c.recipe = ConfigDict()
-    c.recipe.optimizer = "adam"
-    c.recipe.lr = 1e-2  # peak
-    c.recipe.schedule = "cosine"  # to zero
+    c.recipe = recipe(
+        optimizer="adam",
+        lr=1e-2,  # peak
+        schedule="cosine",  # to zero
+    )
     c.expected_counts = ((1.0, 2), (0.5, 4), (0.3, 4), (0.2, 4), (0.1, 5), (0.07, 5))  # (1-S, features)
     c.expected_losses = ((0.2, 59.7e-3), (0.17, 48.8e-3), (0.15, 41.0e-3), (0.1, 21.4e-3), (0.07, 12.2e-3))
     c.crossing = True  # claim the change from digons to pentagon between 0.17 and 0.15

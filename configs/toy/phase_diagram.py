@@ -10,6 +10,8 @@ Time: see REPRODUCTION.md.
 
 from ml_collections import ConfigDict
 
+from configs import recipe
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Variants: "" (n=2, m=1), "n3m2" (n=3, m=2), "nobias" (n=2, m=1), "quick" (n=2, m=1 on a coarse grid)."""
@@ -32,11 +34,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.steps = 250
     c.log_every = 50  # steps per chunk
     c.block = 256  # members per vmapped block
-    c.recipe = ConfigDict()
-    c.recipe.optimizer = "adam"
-    c.recipe.lr = 0.05  # peak
-    c.recipe.schedule = "cosine"  # to zero
-    c.recipe.b2 = 0.95  # a short run: 0.999 would remember its first, large gradients to the end
+    c.recipe = recipe(
+        optimizer="adam",
+        lr=0.05,  # peak
+        schedule="cosine",  # to zero
+        b2=0.95,  # a short run: 0.999 would remember its first, large gradients to the end
+    )
     # of the exact optimum: rows (1-S, outcome at each of these importances; 0 dropped, 1 superposed, 2 dedicated), and
     # (1-S, importance, loss), (1-S, importance, W up to its sign); -1 where two outcomes tie
     c.expected_at = (0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.2, 10.0)
@@ -54,7 +57,10 @@ def get_config(variant: str = "") -> ConfigDict:
         (1.0, 1.0, 0.0831), (0.7, 1.0, 0.1080), (0.57, 1.0, 0.0931), (0.5, 1.0, 0.0762), (0.3, 1.0, 0.0293),
         (0.1, 1.0, 0.00332), (0.03, 1.0, 3.0e-4), (0.01, 1.0, 3.33e-5),
     )  # fmt: skip
-    c.expected_optima = ((0.5, 1.0, 0.97, -0.97), (0.57, 1.0, 0.90, -0.90), (0.7, 1.0, 0.76, -0.76))
+    c.expected_optima = (
+        (0.5, 1.0, 0.97, -0.97), (0.57, 1.0, 0.90, -0.90), (0.7, 1.0, 0.76, -0.76), (0.9, 1.0, 0.40, -0.93),
+        (1.0, 1.0, 0.94, 0.35),
+    )  # fmt: skip
     if variant == "nobias":
         c.bias = False
         c.expected = ()

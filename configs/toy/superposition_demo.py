@@ -10,6 +10,8 @@ material made from the figure, the recipe is ours.
 
 from ml_collections import ConfigDict
 
+from configs import recipe
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Variants: "" (n=20, m=5), "rescaled" (n=80, m=20), "quick" (three densities, small)."""
@@ -30,11 +32,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.init_scale = 0.4  # of Xavier; a small start ends in better optima more often
     c.steps = 4000
     c.log_every = 250  # steps per chunk
-    c.recipe = ConfigDict()
-    c.recipe.optimizer = "adam"
-    c.recipe.lr = 1e-2  # peak
-    c.recipe.schedule = "linear"  # to zero
-    c.recipe.decay_from = 0.5  # over the second half of the run
+    c.recipe = recipe(
+        optimizer="adam",
+        lr=1e-2,  # peak
+        schedule="linear",  # to zero
+        decay_from=0.5,  # over the second half of the run
+    )
     c.eval_batch = 8192  # held-out columns per batch
     c.eval_batches = 16
     # (1-S, fewest, most) features that runs of the notebook's recipe represent; sparser rows were under-trained there

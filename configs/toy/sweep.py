@@ -3,10 +3,12 @@
 Claim: bounds that every trained model keeps (sum_i D_i <= m). The grid is yours:
 Command: python -m experiments.run --config=configs/toy/sweep.py --config.grid.density="(1.0, 0.1, 0.01)"
          --config.grid.n="(20, 40)" --config.grid.seeds=8
-Writes sweep.csv in the work directory beside the usual .npz, .json and .png.
+Writes the table as .csv beside the usual .npz, .json and .png.
 """
 
 from ml_collections import ConfigDict
+
+from configs import recipe
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -23,17 +25,18 @@ def get_config(variant: str = "") -> ConfigDict:
     c.grid.m = (2, 5, 10)  # hidden dimensions
     c.grid.density = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01)  # 1-S
     c.grid.decay = (0.7, 0.9, 1.0)  # importance of feature i is decay^i
-    c.grid.seeds = 4  # 0, 1, ..., seeds - 1
+    c.grid.seeds = 32  # 0, 1, ..., seeds - 1
     c.output = "relu"  # row of toy.models.OUTPUTS
     c.bias = True  # whether the models have a bias
     c.expectation = "conditional"  # row of worlds.expect.EXPECTATIONS
     c.batch = 128  # columns per step
     c.steps = 2000
     c.log_every = 250  # steps per chunk
-    c.recipe = ConfigDict()
-    c.recipe.optimizer = "adam"
-    c.recipe.lr = 1e-2  # peak
-    c.recipe.schedule = "cosine"  # to zero
+    c.recipe = recipe(
+        optimizer="adam",
+        lr=1e-2,  # peak
+        schedule="cosine",  # to zero
+    )
     c.eval_batch = 4096  # held-out columns per batch
     c.eval_batches = 8
     if variant == "quick":

@@ -15,7 +15,6 @@ from superpose import plot
 from superpose.toy import geometry, theory
 from superpose.toy.models import decay, grid, population, weighted_error
 from superpose.train.fit import evaluate, fit
-from superpose.train.recipe import Recipe
 from superpose.worlds import expect, prng
 from superpose.worlds.sparse import independent
 
@@ -31,12 +30,14 @@ def run(config, key, workdir):
     if n <= m:
         raise ValueError(f"this figure needs more features than dimensions, got n={n}, m={m}")
     check.whole(config, "seeds", "batch", "eval_batch", "eval_batches", "nodes")
+    if len(config.nodes) != n:
+        raise ValueError(f"nodes must hold one number for each of 1 to n={n} active features, got {config.nodes}")
     check.positive(config, "decay")
     check.listed(config, expected_counts=2, expected_losses=2)
     densities = np.asarray(config.densities, np.float32)
     hyper = grid(density=densities, seed=range(seeds))
     importance = np.asarray(decay(n, config.decay))
-    recipe = Recipe(steps=config.steps, **config.recipe)
+    recipe = check.recipe(config)
     make = lambda way, size: population(n, m, hyper, recipe, importance=importance, expectation=way, size=size)  # noqa: E731
     pop = make(config.expectation, config.batch)
     train_key, eval_key = jax.random.split(key)

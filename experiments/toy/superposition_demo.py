@@ -16,7 +16,6 @@ from superpose import plot
 from superpose.toy import geometry, theory
 from superpose.toy.models import decay, grid, population
 from superpose.train.fit import evaluate, fit
-from superpose.train.recipe import Recipe
 
 BASIC = "TMS, Basic Results"
 JUDGED = (
@@ -39,7 +38,7 @@ def run(config, key, workdir):
     densities = np.asarray(config.densities, np.float32)
     hyper = grid(density=densities, seed=range(seeds))
     importance = np.asarray(decay(n, config.decay))
-    recipe = Recipe(steps=config.steps, **config.recipe)
+    recipe = check.recipe(config)
 
     def pops(expectation, size):
         make = partial(

@@ -16,9 +16,7 @@ from experiments.ledger import Claim
 from superpose import plot
 from superpose.toy import geometry, theory
 from superpose.toy.models import grid, population
-from superpose.train.checkpoint import write_atomically
 from superpose.train.fit import evaluate, fit
-from superpose.train.recipe import Recipe
 
 COLUMNS = (
     "n", "m", "density", "decay", "seed", "loss", "features", "dimensions_per_feature", "sum_of_dimensionality",
@@ -27,7 +25,7 @@ COLUMNS = (
 
 
 def run(config, key, workdir):
-    """One row per model, columns as in ``COLUMNS``; also written as sweep.csv in the work directory."""
+    """One row per model, columns as in ``COLUMNS``."""
     axes = config.grid
     for name in ("n", "m", "density", "decay", "seeds"):
         if not np.size(axes[name]):
@@ -39,7 +37,7 @@ def run(config, key, workdir):
         if len(set(axes[name])) < len(axes[name]):
             raise ValueError(f"grid.{name} lists a value twice, got {tuple(axes[name])}: give each once")
     sizes = [(int(n), int(m)) for n in axes.n for m in axes.m]
-    recipe = Recipe(steps=config.steps, **config.recipe)
+    recipe = check.recipe(config)
     train_key, eval_key = jax.random.split(key)
 
     def members(n, m, size):
@@ -77,14 +75,17 @@ def run(config, key, workdir):
         }  # fmt: skip
         for name in COLUMNS:
             out[name].append(columns[name])
-    table = {name: np.concatenate(parts) for name, parts in out.items()}
+    return {name: np.concatenate(parts) for name, parts in out.items()}
+
+
+def tables(results, config):
+    """The same rows as comma-separated text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in zip(*(table[name].tolist() for name in COLUMNS), strict=True):
+    for row in zip(*(results[name].tolist() for name in COLUMNS), strict=True):
         writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
-    write_atomically(workdir / "sweep.csv", text.getvalue().encode())
-    return table
+    return {"": text.getvalue()}
 
 
 def draw(results, config):

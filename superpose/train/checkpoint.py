@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,36 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         WorkdirError: the disk refuses; what stood at ``path`` before is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_all_atomically({Path(path): data})
+
+
+def write_all_atomically(files: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: none takes its place before all of them are on the disk.
+
+    Raises:
+        WorkdirError: the disk refuses; what stood at the paths before is untouched.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    path = next(iter(files))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        for path in files:
+            os.replace(temporary[path], path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for left in temporary.values():
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
         raise WorkdirError(f"could not write {path}: {error.strerror}; {_mend(error)} and run again") from error
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether this is the temporary file of a write that was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def digest(arrays: dict[str, Any]) -> str | None:

@@ -35,9 +35,10 @@ LARGE = 2**24
 POPULATION = "population"
 """Name of the mesh axis over which members are spread."""
 DIVERGED = 1e3
-"""A member whose loss exceeds this many times its first value has diverged."""
-FIRST_LOSSES = 10
-"""The first value is the largest of so many positive losses: a sparse batch may be all zeros, with loss 0."""
+"""A member whose loss exceeds this many times its first value, if that is positive, has diverged."""
+FIRST_DRAWS = 10
+"""The first value is the untrained member's largest loss over so many batches: a sparse one may be all zeros. Of a
+Stream it is that of the first batch."""
 LISTED = 64
 """Populations up to this size have every member's metrics in metrics.jsonl; larger ones mean, min and max."""
 FEED = 2**28
@@ -130,15 +131,14 @@ class Population:
 class Members(NamedTuple):
     """All that changes while members train; leaves have leading axes [N] for the caller, [blocks, block] inside.
 
-    ``first`` is the loss that divergence is measured against, the largest of the first ``counted`` positive ones;
-    ``frozen_at`` is the step at which a member was frozen, or -1.
+    ``first`` is the loss that divergence is measured against (``FIRST_DRAWS``); ``frozen_at`` is the step at which a
+    member was frozen, or -1.
     """
 
     params: PyTree
     opt_state: PyTree
     state: PyTree
     first: Any
-    counted: Any
     frozen_at: Any
 
 
@@ -180,7 +180,7 @@ def _keys(root, seeds):
 def _init_member(pop: Population, key, hyper) -> Members:
     params, state = pop.objective.init(key, hyper)
     opt_state = pop.transform(hyper).init(params)
-    return Members(params, opt_state, state, jnp.float32(0), jnp.int32(0), jnp.int32(-1))
+    return Members(params, opt_state, state, jnp.float32(0), jnp.int32(-1))
 
 
 def _without_nan(tree: PyTree, test: Callable = lambda x: ~jnp.isnan(x)):
@@ -202,10 +202,7 @@ def _update_member(pop: Population, member: Members, key, hyper, batch, step) ->
     if objective.grads is not None:
         grads = objective.grads(member.params, grads)
 
-    early = member.counted < FIRST_LOSSES
-    first = jnp.where(early, jnp.maximum(member.first, loss), member.first)
-    counted = member.counted + (early & (loss > 0))
-    diverged = ~early & (loss > DIVERGED * first)
+    diverged = (member.first > 0) & (loss > DIVERGED * member.first)
     sound = jnp.isfinite(loss) & _without_nan(grads, jnp.isfinite) & _without_nan(state)
     alive = member.frozen_at < 0
     moved = alive & sound & ~diverged
@@ -224,7 +221,7 @@ def _update_member(pop: Population, member: Members, key, hyper, batch, step) ->
 
     params, opt_state, state, good = lax.cond(moved, update, stay)  # under vmap both are computed and one is chosen
     frozen_at = jnp.where(alive & ~good, step, member.frozen_at)
-    return Members(params, opt_state, state, first, counted, frozen_at), {"loss": loss, **metrics}
+    return Members(params, opt_state, state, member.first, frozen_at), {"loss": loss, **metrics}
 
 
 # --- blocks, devices --------------------------------------------------------------------------------------------------
@@ -335,7 +332,7 @@ class _Program:
         self.batch_spec = P() if batch_spec is None else batch_spec
         self.compile_seconds = 0.0
         self._compiled = None
-        self._makers: dict[str, Callable] = {}
+        self._makers: dict[Any, Callable] = {}
 
     # shardings
 
@@ -416,6 +413,32 @@ class _Program:
                 out = (self.shardings(name, members), jax.tree.map(lambda _: spec, records))
             self._makers[name] = jax.jit(make, out_shardings=out)
         return self._makers[name](keys, hyper, ZERO)
+
+    def first_losses(self, name, members, keys, hyper, stream_key, batch):
+        """The largest loss of each untrained member over ``FIRST_DRAWS`` batches, or on a Stream's first batch."""
+        pop, draws = self.pops[name], 1 if isinstance(self.source, Stream) else FIRST_DRAWS
+        shares = isinstance(self.source, Sampler) and self.source.shared and pop.source is None
+
+        def largest(params, state, keys, hyper, stream_key, batch, zero):
+            def draw(i, most):
+                i = np.uint32(2**31) + i.astype(jnp.uint32)  # beyond all steps: these draws are no step's
+                shared = self.shared_batch(jax.random.fold_in(stream_key, i)) if shares else batch
+
+                def one(params, state, key, h):
+                    data_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
+                    x = shared if pop.source is None else pop.source.sample(data_key, h)
+                    loss = pop.objective.loss(params, state, x, loss_key, jnp.int32(0), h)[0]
+                    return jnp.asarray(loss, jnp.float32)
+
+                return jnp.maximum(most, _over_members(one, pop.block, (params, state, keys, hyper), zero))
+
+            return lax.fori_loop(0, draws, draw, jnp.zeros(jax.tree.leaves(keys)[0].shape[:2]))
+
+        if ("first", name) not in self._makers:
+            spread = self._spread(largest, (0, 0, 0, 0, None, None, None), 0)
+            self._makers["first", name] = jax.jit(spread, out_shardings=members.first.sharding if self.mesh else None)
+        args = (members.params, members.state, keys, hyper, stream_key, batch, ZERO)
+        return self._makers["first", name](*args)
 
     def place(self, name, members: Members, records) -> tuple[Members, PyTree]:
         """Padded host or device arrays -> where the loop wants them."""
@@ -679,12 +702,23 @@ def _members_that_fit(pop: Population, key, budget: int, records: int) -> int:
     return max(pop.block, budget // each // pop.block * pop.block)
 
 
+def _kept_sound(edited: Members, kept: Members, step: int) -> Members:
+    """What a hook returned; members in which it left parameters that are not finite are frozen as they were."""
+    floats = [x for x in jax.tree.leaves(edited.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    bad = ~np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in floats], axis=0)
+    if not floats or not bad.any():
+        return edited
+    put_back = lambda new, old: np.where(bad.reshape(-1, *[1] * (new.ndim - 1)), old, new)  # noqa: E731
+    edited = jax.tree.map(put_back, edited, jax.tree.map(np.asarray, kept))
+    return edited._replace(frozen_at=np.where(bad & (edited.frozen_at < 0), np.int32(step), edited.frozen_at))
+
+
 class _Run:
     """The host's side: chunks, hooks between them, logs, checkpoints."""
 
     def __init__(self, pops, groups, source, batch, steps, root, stream_key, log_every, record_at, between_at):
         self.pops, self.groups, self.source, self.steps, self.root = pops, groups, source, steps, root
-        self.stream_key, self.log_every, self.record_at = stream_key, log_every, record_at
+        self.stream_key, self.log_every, self.record_at, self.batch = stream_key, log_every, record_at, batch
         self.between_at = between_at
         self.step = 0
         self.history: dict[str, dict[str, list]] = {name: {} for name in pops}
@@ -745,7 +779,8 @@ class _Run:
             fields = _unflat(members._asdict(), f"{name}:members", arrays)
             self.scatter(name, Members(**fields), _unflat(records, f"{name}:records", arrays))
             mark = f"{name}:history['"
-            self.history[name] = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
+            found = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
+            self.history[name] = dict(sorted(found.items()))  # the order in which jit returns metrics
         self.history_steps, self.step = list(meta["history_steps"]), step
         if isinstance(self.source, Stream):
             self.source.set_state(meta["source"])
@@ -819,7 +854,8 @@ class _Run:
         for name, pop in self.pops.items():
             if pop.objective.between is not None:
                 members, records = self.gather(name)
-                members = jax.tree.map(np.array, jax.device_get(members))  # copies, to be written on
+                kept = jax.device_get(members)
+                members = jax.tree.map(np.array, kept)  # copies, to be written on
                 like = lambda tree: jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), tree)  # noqa: E731
                 kinds = like(members)
                 edited = pop.objective.between(members, pop.hyper, pop.source or self.source, key, self.step)
@@ -828,7 +864,17 @@ class _Run:
                         f"the between hook of population {name!r} changed the structure, a shape or a dtype of its "
                         "members: return what was given, with other values"
                     )
-                self.scatter(name, edited, records)
+                self.scatter(name, _kept_sound(edited, kept, self.step), records)
+
+    def _first_losses(self) -> None:
+        """What divergence is measured against, after a hook at step 0."""
+        for g in self.groups:
+            for name, (members, records) in g.carry.items():
+                if len(self.groups) > 1:
+                    members, records = g.program.place(name, members, records)
+                args = (g.keys[name], g.hyper[name], self.stream_key, self.batch)
+                members = members._replace(first=g.program.first_losses(name, members, *args))
+                g.carry[name] = jax.device_get((members, records)) if len(self.groups) > 1 else (members, records)
 
     def _records_of_chunk(self) -> list[dict]:
         lines = []
@@ -872,6 +918,7 @@ class _Run:
         saved_at, timed = time.monotonic(), self.seconds
         if self.step == 0:
             self._between()
+            self._first_losses()
         progress, task = bar(title, self.steps, self.step, quiet)
         with progress:
             while self.step < self.steps:
@@ -884,13 +931,15 @@ class _Run:
                     speed = {"step": self.step, "steps": self.step - before, "seconds": self.seconds - timed}
                     store.log("timing.jsonl", [speed])
                     timed = self.seconds
-                    due = time.monotonic() - saved_at >= checkpoint_seconds
-                    if due or stops or self.step == self.steps:
-                        self.save(store, identity)
-                        saved_at = time.monotonic()
                 loss = lines[0]["loss"]["mean"]
                 progress.update(task, completed=self.step, loss="-" if loss is None else f"{loss:.4g}")
-                if stops:
+                stopping = bool(stops)  # looked at once: a signal that comes later stops after the next chunk
+                if store is not None:
+                    due = time.monotonic() - saved_at >= checkpoint_seconds
+                    if due or stopping or self.step == self.steps:
+                        self.save(store, identity)
+                        saved_at = time.monotonic()
+                if stopping:
                     raise Stopped(self.step, stops[0], store and store.path)
         for name in self.pops:
             if count := int((self._frozen(name) >= 0).sum()):

@@ -85,6 +85,17 @@ class Recipe:
             raise ValueError(f"the learning rate must be finite and at least 0, got {self.lr}")
         if not 0.0 <= self.decay_from < 1.0:
             raise ValueError(f"decay_from is a fraction of the run in [0, 1), got {self.decay_from}")
+        if self.clip_norm is not None and not 0.0 < self.clip_norm < float("inf"):
+            raise ValueError(f"clip_norm must be positive and finite, or None, got {self.clip_norm}")
+        for name in ("b1", "b2", "momentum"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"{self.optimizer} takes no momentum and no nesterov (b1 is its own): use optimizer='sgd'")
+        if not 0.0 <= self.final <= 1.0:
+            raise ValueError(f"final is a fraction of the peak rate in [0, 1], got {self.final}")
+        if self.schedule == "constant" and (self.decay_from or self.final):
+            raise ValueError("a constant schedule has no decay_from and no final: choose linear or cosine")
         for decay in (self.weight_decay, *(g.weight_decay for g in self.groups)):
             if self.optimizer == "adam" and decay:
                 raise ValueError(f"adam takes no weight decay (got {decay}): use optimizer='adamw'")
