@@ -53,6 +53,10 @@ def test_a_stream_s_batch_over_a_mesh(eight):
     assert found["far"] <= NEAR
 
 
+def test_two_populations_with_hooks_records_and_slices(eight):
+    assert eight["everything"]["far"] <= NEAR
+
+
 def test_resuming_on_another_number_of_devices(eight):
     assert [found["step"] for found in eight["resumed"]] == [20, 20]
     assert all(found["far"] <= NEAR for found in eight["resumed"])

@@ -1,15 +1,20 @@
 """The training loop with toy objectives: what each part of it promises, against loops written out in NumPy."""
 
 import inspect
+import io
+import re
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 from train_script import KEY, Batches, compile_cache, differing, leaves
 
 from superpose.toy.models import population
 from superpose.train.fit import TAKEN, Members, Objective, Population, Sampler, _settled, evaluate, fit
+from superpose.train.progress import bar
 from superpose.train.recipe import Recipe
 from superpose.worlds import prng
 
@@ -114,6 +119,39 @@ def test_bits_depend_on_seeds_and_not_on_positions(forty):
 def test_bits_do_not_depend_on_the_chunking_of_members(forty, members):
     """3 does not divide the block, 24 leaves an uneven rest."""
     assert not differing(wide_leaves(range(40), max_members=members), forty)
+
+
+def test_a_population_that_memory_does_not_hold_is_sliced(forty, monkeypatch):
+    """Half of what is free goes to the members: with room for 2 MB there are several slices, and the same bits."""
+    from superpose.train import fit as module
+
+    seen, slices = [], module._slices
+    monkeypatch.setattr(module, "available_bytes", lambda devices: 2_000_000)
+    monkeypatch.setattr(module, "_slices", lambda *args: seen.append(slices(*args)) or seen[-1])
+    assert not differing(wide_leaves(range(40)), forty)
+    assert 1 < len(seen[0]) < 6
+
+
+def test_what_is_free_is_less_than_the_machine_has():
+    from superpose.train.fit import available_bytes
+
+    assert 10**6 < available_bytes(1) < psutil.virtual_memory().total
+
+
+def test_the_bar_shows_loss_speed_and_time_left():
+    from rich.console import Console
+
+    shown = io.StringIO()
+    progress, task = bar("five features", 200, quiet=False)
+    progress.live.console = Console(file=shown, force_terminal=True, width=120)
+    with progress:
+        progress.update(task, completed=50, loss="0.0123")
+        time.sleep(0.01)
+        progress.update(task, completed=100, loss="0.0101")
+        progress.refresh()
+    text = shown.getvalue()
+    assert re.search(r"five features.* 100/200 steps  loss 0\.0101 .*[\d,]+ steps/s.*0:00:0\d", text)
+    assert bar("not on a terminal", 10)[0].disable
 
 
 def top_k_sae(members, block, d_sae):

@@ -175,6 +175,10 @@ def furthest(a, b):
     return float(max(far(a[k].astype(np.float64), b[k].astype(np.float64)) for k in a))
 
 
+def furthest_of_all(a, b):
+    return max(furthest(a[name], b[name]) for name in b)
+
+
 def shards(x):
     """On how many devices the parts of an array lie."""
     return len({str(s.index) for s in x.addressable_shards})
@@ -326,6 +330,7 @@ def devices(folder):
         "gradients": gradients_on_eight_devices,
         "features": features_on_eight_devices,
         "resumed": lambda: resumed_on_other_devices(folder),
+        "everything": lambda: {"far": furthest_of_all(everything(mesh="auto", max_members=4), everything())},
     }.items():
         clock = time.perf_counter()
         with compile_cache(Path(folder) / "compiled"):
