@@ -1,0 +1,1 @@
+"""Sparse autoencoders: models, activations, objectives, scores with and without a known truth, files."""
