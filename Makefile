@@ -17,11 +17,11 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test lint format bench peers clean FORCE
+.PHONY: help venv reproduce test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 # ---- environments. The stamp is written last, so one that is half made, or whose Python is gone, is made again.
 
@@ -54,6 +54,7 @@ $(READY): requirements.txt requirements-dev.txt
 peers: $(PEERS)/.ready ## make the environment of the libraries that benchmarks compare with
 $(PEERS)/.ready: requirements-peers.txt
 	$(call environment,$(PEERS),-r requirements-peers.txt)
+	@$(PEERS)/bin/python -m pip uninstall -q -y torchvision  # a build for another torch, which breaks the peers' imports
 
 # ---- what one does with them
 
@@ -69,6 +70,9 @@ reproduce: $(READY) ## train and draw every figure into figures/, then print the
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-parity: $(READY) $(PEERS)/.ready ## compare with SAELens and dictionary_learning: losses, gradients, files, scores
+	SUPERPOSE_PEERS=$(abspath $(PEERS))/bin/python $(PY) -m pytest tests/parity $(PYTEST_ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(PY) -m ruff check

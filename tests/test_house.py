@@ -11,10 +11,11 @@ from experiments.results import ROOT
 
 NEVER = {
     "superpose": {"experiments", "configs", "benchmarks", "absl", "ml_collections"},
-    "superpose/worlds": {"superpose.train", "superpose.toy", "superpose.plot"},
-    "superpose/train": {"superpose.worlds", "superpose.toy", "superpose.plot", "flax"},
-    "superpose/toy": {"superpose.plot"},
-    "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.toy", "jax"},
+    "superpose/worlds": {"superpose.train", "superpose.toy", "superpose.sae", "superpose.plot"},
+    "superpose/train": {"superpose.worlds", "superpose.toy", "superpose.sae", "superpose.plot", "flax"},
+    "superpose/toy": {"superpose.plot", "superpose.sae"},
+    "superpose/sae": {"superpose.plot", "superpose.toy"},
+    "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.toy", "superpose.sae", "jax"},
     "experiments/toy": {"absl", "ml_collections"},
     "benchmarks": {"absl", "ml_collections", "configs"},
 }
@@ -53,7 +54,7 @@ def test_library_and_benchmarks_run_without_absl_and_ml_collections():
     code = (
         "import sys\n"
         "sys.modules['ml_collections'] = sys.modules['absl.app'] = None  # optax itself imports absl.flags\n"
-        "import superpose.train.fit, superpose.toy.models, superpose.plot\n"
+        "import superpose.train.fit, superpose.toy.models, superpose.sae.objective, superpose.plot\n"
         "import benchmarks.toy, experiments.toy.phase_diagram\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Num
 
 from superpose.sae import sparse
 
-
 Scalar = float | Num[Array, ""]
 
 
@@ -203,21 +202,18 @@ def _matching_pursuit(sae, x, knobs):
     k = sae.arch.k if knobs.k is None else knobs.k
     still = lax.stop_gradient(W)
     known = W.shape[0] <= sae.arch.k * x.shape[0]  # few rows: their products among each other are worth knowing once
-    gram = still @ still.T if known else None
+    gram = still @ still.T if known else jnp.zeros((0, 0))
 
     def take(carry, j):
         residual, products = carry
-        if products is None:
-            index = jnp.argmax(lax.stop_gradient(residual) @ still.T, 1)
-        else:
-            index = jnp.argmax(products, 1)
+        index = jnp.argmax(products if known else lax.stop_gradient(residual) @ still.T, 1)
         row = jnp.take(W, index, 0)
         value = jnp.where(j < k, jax.nn.relu(jnp.sum(residual * row, -1)), 0.0)
-        if products is not None:
+        if known:
             products = products - lax.stop_gradient(value)[:, None] * jnp.take(gram, index, 0)
         return (residual - value[:, None] * row, products), (value, index)
 
-    start = (residual, lax.stop_gradient(residual) @ still.T if known else None)
+    start = (residual, lax.stop_gradient(residual) @ still.T if known else gram)
     _, (values, indices) = lax.scan(take, start, jnp.arange(sae.arch.k))
     acts = sparse.dense(sparse.Code(values.T, indices.T), W.shape[0])
     return Encoded(acts, acts)

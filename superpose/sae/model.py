@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from superpose.sae import activations
@@ -82,6 +83,12 @@ class SAE(nnx.Module):
     pursuit has no encoder. All parameters are float arrays with the shapes of ``Architecture.shapes``.
     """
 
+    W_enc: nnx.Param
+    b_enc: nnx.Param
+    W_dec: nnx.Param
+    b_dec: nnx.Param
+    W_skip: nnx.Param
+
     def __init__(self, arch: Architecture, params: Mapping[str, Any]):
         """An SAE of these parameters.
 
@@ -99,43 +106,45 @@ class SAE(nnx.Module):
         for name in shapes:
             setattr(self, name, nnx.Param(jnp.asarray(params[name])))
 
-    def centered(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
+    def centered(self, x: Float[ArrayLike, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """What the encoder sees."""
-        return x - self.b_dec[...] if self.arch.center else x
+        return jnp.asarray(x) - self.b_dec[...] if self.arch.center else jnp.asarray(x)
 
     def norms(self) -> Float[Array, " d_sae"]:
         """Norm of each latent's direction; a crosscoder's is summed over its sites (Lindsey et al. 2024)."""
         return norms(self.W_dec[...], self.arch.sites)
 
-    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
+    def encode(self, x: Float[ArrayLike, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
         """Activations, as at inference.
 
         Raises:
             ValueError: a batch_topk SAE, whose gate looks at a whole batch: take ``objective.inference`` of it.
         """
+        x = jnp.asarray(x)
         return activations.infer(self, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
-    def decode(self, acts: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
-        return acts @ self.W_dec[...] + self.b_dec[...]
+    def decode(self, acts: Float[ArrayLike, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
+        return jnp.asarray(acts) @ self.W_dec[...] + self.b_dec[...]
 
-    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+    def __call__(self, x: Float[ArrayLike, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         x_hat = self.decode(self.encode(x))
-        return x_hat + x @ self.W_skip[...] if self.arch.skip else x_hat
+        return x_hat + jnp.asarray(x) @ self.W_skip[...] if self.arch.skip else x_hat
 
 
-def norms(W_dec: Float[Array, "d_sae d_out"], sites: int = 1) -> Float[Array, " d_sae"]:
+def norms(W_dec: Float[ArrayLike, "d_sae d_out"], sites: int = 1) -> Float[Array, " d_sae"]:
     """||W_dec_i||, or the sum over sites of the norms of its parts.
 
     >>> print(norms(jnp.array([[3.0, 4.0]])), norms(jnp.array([[3.0, 4.0]]), sites=2))
     [5.] [7.]
     """
+    W_dec = jnp.asarray(W_dec)
     parts = W_dec.reshape(W_dec.shape[0], sites, -1)
     square = jnp.sum(parts * parts, -1)
     positive = square > 0
     return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0), -1)
 
 
-def fold_norms(arch: Architecture, params: Mapping[str, Array]) -> dict[str, Array]:
+def fold_norms(arch: Architecture, params: Mapping[str, Any]) -> dict[str, Any]:
     """The same SAE with unit-norm decoder rows: what a latent says is then in the units of x.
 
     Rows of norm 0 stay. Outputs are equal for every activation but topk, abs_topk and batch_topk SAEs that were not
@@ -158,8 +167,8 @@ def fold_norms(arch: Architecture, params: Mapping[str, Array]) -> dict[str, Arr
 
 
 def fold_scale(
-    arch: Architecture, params: Mapping[str, Array], scale: float, scale_out: float | None = None
-) -> dict[str, Array]:
+    arch: Architecture, params: Mapping[str, Any], scale: float, scale_out: float | None = None
+) -> dict[str, Any]:
     """An SAE trained on scale * x (and scale_out * target) as one of x itself.
 
     h stays as it is: h(scale x) of the old one equals h(x) of the new one, and x_hat comes out in the units of x. For
@@ -179,7 +188,7 @@ def fold_scale(
     return out
 
 
-def as_jumprelu(arch: Architecture, params: Mapping[str, Array], threshold: Any) -> tuple[Architecture, dict]:
+def as_jumprelu(arch: Architecture, params: Mapping[str, Any], threshold: Any) -> tuple[Architecture, dict]:
     """A batch_topk SAE with the per-token gate that stands for its batch gate at inference: one threshold for all.
 
     Args:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from superpose.sae import losses, sparse
@@ -69,9 +70,9 @@ class Training:
 
     error: str = "sum"
     penalty: str = "none"
-    coefficient: float = 0.0
+    coefficient: int | float = 0.0
     warmup: int = 0
-    target_l0: float | None = None
+    target_l0: int | float | None = None
     control: bool = False
     control_rate: float = 0.02
     decoder: str = "unit"
@@ -82,14 +83,14 @@ class Training:
     tanh_scale: float = 4.0
     p_end: float = 1.0
     p_from: float = 0.0
-    k_start: float | None = None
+    k_start: int | float | None = None
     k_steps: int = 0
     threshold_rate: float = 0.01
     prefixes: tuple[int, ...] = ()
     random_prefixes: int = 0
     prefix_mean: bool = True
     revival: str = "none"
-    revival_coefficient: float = 1 / 32
+    revival_coefficient: int | float = 1 / 32
     auxk_k: int | None = None
     auxk_normalise: bool = True
     dead_tokens: int = 10_000_000
@@ -484,13 +485,13 @@ def prepared(sample: Float[np.ndarray, "batch d"], scale: str = "none", centre: 
     if not rows.any():
         raise ValueError("the sample is all zeros: there is nothing to scale by")
     factor = float(SCALES[scale](rows))
-    return {"scale": np.float32(factor), "b_dec": np.asarray(CENTRES[centre](rows * factor), np.float32)}
+    return {"scale": np.asarray(factor, np.float32), "b_dec": np.asarray(CENTRES[centre](rows * factor), np.float32)}
 
 
 def resample(arch: Architecture, training: Training, rows: int = 8192, share: float = 0.2) -> Callable:
     """A ``between`` hook that gives dead latents to badly reconstructed inputs (Bricken et al. 2023, Appendix).
 
-    Dead: silent for ``training.dead_tokens``. Each gets an input drawn with probability proportional to the square of
+    Dead: silent for ``training.dead_tokens``. Each gets an input (none that is 0) drawn with probability proportional to the square of
     its error: as decoder row at unit norm, as encoder column at ``share`` of the mean norm of the living ones; its bias
     and its entries in the optimiser's state become 0.
 
@@ -516,19 +517,20 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
         if not dead.any():
             return members
         draw_key, pick_key = jax.random.split(key)
-        batches, count = [], 0
+        batches: list[Any] = []
+        count = 0
         while count < rows:
             if isinstance(source, Sampler):
                 batches.append(source.sample(jax.random.fold_in(draw_key, len(batches))))
             else:
                 batches.append(next(source))
             count += len(batches[-1])
-        for i in np.flatnonzero(dead.any(1)):
+        for i in np.flatnonzero(dead.any(1)).tolist():
             params = jax.tree.map(lambda a, i=i: a[i], members.params)
             pick = lambda name, default, i=i: hyper[name][i] if name in hyper else default  # noqa: E731
             found = [errors(params, jnp.asarray(b), pick("k", arch.k), pick("scale", 1.0)) for b in batches]
             error, x = (np.concatenate([np.asarray(f[j], np.float64) for f in found]) for j in (0, 1))
-            gone, odds = np.flatnonzero(dead[i]), error**2
+            gone, odds = np.flatnonzero(dead[i]), error**2 * x.any(1)  # a row of zeros has no direction
             if not odds.sum() > 0:
                 continue
             u = np.asarray(jax.random.uniform(jax.random.fold_in(pick_key, i), (len(gone),)), np.float64)
@@ -558,9 +560,9 @@ def _forget(opt_state: Any, i: int, gone: np.ndarray) -> None:
             leaf[i][:, gone] = 0
 
 
-def explained(arch: Architecture, params: Mapping[str, Array], x: Float[Array, "batch d_in"]) -> tuple[Array, Array]:
+def explained(arch: Architecture, params: Mapping[str, Any], x: Float[ArrayLike, "batch d_in"]) -> tuple[Array, Array]:
     """(acts [batch, d_sae], x_hat [batch, d_out]) of a trained SAE, for the scores."""
     sae = SAE(arch, params)
     acts = sae.encode(x)
     x_hat = sae.decode(acts)
-    return acts, x_hat + x @ sae.W_skip[...] if arch.skip else x_hat
+    return acts, x_hat + jnp.asarray(x) @ sae.W_skip[...] if arch.skip else x_hat

@@ -779,8 +779,8 @@ class _Run:
             fields = _unflat(members._asdict(), f"{name}:members", arrays)
             self.scatter(name, Members(**fields), _unflat(records, f"{name}:records", arrays))
             mark = f"{name}:history['"
-            found = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
-            self.history[name] = dict(sorted(found.items()))  # the order in which jit returns metrics
+            past = {k[len(mark) : -2]: list(a) for k, a in arrays.items() if k.startswith(mark)}
+            self.history[name] = dict(sorted(past.items()))  # the order in which jit returns metrics
         self.history_steps, self.step = list(meta["history_steps"]), step
         if isinstance(self.source, Stream):
             self.source.set_state(meta["source"])
