@@ -85,6 +85,7 @@ format: $(READY) ## mend style and format
 
 bench: $(READY) $(PEERS)/.ready ## time the library side by side with its peers
 	$(PY) -m benchmarks.toy
+	$(PY) -m benchmarks.sae
 
 clean: ## remove runs/ (checkpoints and logs); figures/ stays
 	rm -rf runs

@@ -129,7 +129,7 @@ def device_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{len(jax.devices())} cores of {models[0] if models else platform.machine()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}"
 
 
 def main() -> int:

@@ -33,7 +33,9 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
     lines = lambda text: [line for line in text.splitlines() if line.strip()]  # noqa: E731
     assert len(lines(journey)) <= 15
     assert len(lines(own)) <= 20
-    assert "absl" not in journey
+    (sae, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "saes.md").read_text(), re.DOTALL)
+    assert len(lines(sae)) <= 15
+    assert "absl" not in journey + sae
     assert "config" not in journey
 
 

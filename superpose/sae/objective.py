@@ -491,9 +491,9 @@ def prepared(sample: Float[np.ndarray, "batch d"], scale: str = "none", centre: 
 def resample(arch: Architecture, training: Training, rows: int = 8192, share: float = 0.2) -> Callable:
     """A ``between`` hook that gives dead latents to badly reconstructed inputs (Bricken et al. 2023, Appendix).
 
-    Dead: silent for ``training.dead_tokens``. Each gets an input (none that is 0) drawn with probability proportional to the square of
-    its error: as decoder row at unit norm, as encoder column at ``share`` of the mean norm of the living ones; its bias
-    and its entries in the optimiser's state become 0.
+    Dead: silent for ``training.dead_tokens``. Each gets an input (none that is 0), drawn with probability proportional
+    to the square of its error: as decoder row at unit norm, as encoder column at ``share`` of the mean norm of the
+    living ones; its bias and its entries in the optimiser's state become 0.
 
     Args:
         rows: inputs among which it draws; taken from the source as whole batches.
