@@ -495,13 +495,15 @@ def marginals(
     factor: Float[np.ndarray, "n r"] | None = None,
     gate: str = "threshold",
     live: PerFeature = 1.0,
-    points: int = 512,
+    points: int = 1024,
 ) -> Float[np.ndarray, " n"]:
     """P(feature i is active) in ``tree(copula(n, factor, magnitude, gate), parent, exclusive)``, on the host.
 
     Closed form without a factor: a child's is its parent's times q_i E[1 / (1 + K)], with q_i its density and K the
     number of other active siblings if they exclude each other, 0 if not. With a factor that holds given z, and the mean
-    over z is taken at ``points`` Sobol points (a fixed, scrambled set: the same arguments give the same numbers).
+    over z is taken at ``points`` Sobol points (a fixed, scrambled set: the same arguments give the same numbers); roots
+    are still exact, and a child's mean is taken relative to its parent's. In a world of 600 features in trees of depth 3
+    (rank 25, scale 0.15) the mean L0 was right within 0.03 %; rare features at the bottom were off by up to 45 %.
 
     Args:
         density: before the tree.
@@ -520,8 +522,13 @@ def marginals(
     >>> print(marginals(np.array([0.5, 0.5, 0.5]), np.array([-1, 0, 0]), exclusive=True))
     [0.5    0.1875 0.1875]
     """
-    forest = _forest(parent, exclusive)
-    return _mean_over_factors(lambda q: _through(q, forest), len(parent), density, factor, gate, live, points)
+    forest, n = _forest(parent, exclusive), len(parent)
+    estimate = _mean_over_factors(lambda q: _through(q, forest), n, density, factor, gate, live, points)
+    active = np.array(np.broadcast_to(np.asarray(density, float) * live, n))
+    for (above, _), (level, place) in zip(forest.levels, forest.levels[1:], strict=False):
+        over = above[place]
+        active[level] = active[over] * (estimate[level] / np.maximum(estimate[over], 1e-300))
+    return active
 
 
 def _mean_over_factors(
@@ -531,7 +538,7 @@ def _mean_over_factors(
     factor: Float[np.ndarray, "n r"] | None,
     gate: str,
     live: PerFeature,
-    points: int = 512,
+    points: int = 1024,
 ) -> np.ndarray:
     """Mean over z of f(P(active | z) [n, points]) -> [..., points]."""
     p = np.broadcast_to(np.asarray(density, float), n)
@@ -673,7 +680,7 @@ def scale_to_l0(target: int | float, mean_l0: Callable[[float], float]) -> float
         )
     if low == high:
         return low
-    return float(optimize.brentq(lambda c: mean_l0(c) - target, low, high, xtol=1e-14, rtol=1e-10))
+    return float(optimize.brentq(lambda c: mean_l0(c) - target, low, high, xtol=1e-14, rtol=1e-8))
 
 
 # ---- worlds of the papers
