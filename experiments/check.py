@@ -49,8 +49,8 @@ def listed(config, **widths: int) -> None:
                 raise ValueError(f"{name} must be a list of rows of {width} numbers, got {row!r}")
 
 
-def recipe(config) -> Recipe:
-    """The Recipe that ``config.recipe`` states; its groups are mappings of the fields of a ``Group``."""
+def recipe(config, steps: int | None = None) -> Recipe:
+    """The Recipe that ``config.recipe`` states, for config.steps or ``steps``; its groups are mappings of a ``Group``."""
     values = dict(config.recipe)
     try:
         groups = tuple(Group(**group) for group in values.pop("groups"))
@@ -58,7 +58,7 @@ def recipe(config) -> Recipe:
         raise ValueError(
             f"recipe.groups must hold mappings like {{'pattern': 'b', 'lr_scale': 0.5}}: {error}"
         ) from None
-    return Recipe(steps=config.steps, groups=groups, **values)
+    return Recipe(steps=steps or config.steps, groups=groups, **values)
 
 
 def some_sound(loss: np.ndarray, what: str, values) -> None:

@@ -106,3 +106,24 @@ def log_line(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
     ax.plot(x, y, "o-", ms=3, lw=1.2, label=label)
     ax.set(xscale="log", facecolor=GROUND)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def cosine_map(ax: Axes, cosines: np.ndarray, write: bool = False) -> None:
+    """Cosines of latents with true features [F, n] as a heat map on [-1, 1], one row a latent.
+
+    Args:
+        write: whether each number is written into its cell.
+    """
+    ax.imshow(cosines, cmap=GRAM, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    if write:
+        for (i, j), v in np.ndenumerate(cosines):
+            ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="w" if abs(v) > 0.6 else "0.2")
+    ax.tick_params(length=0)
+
+
+def dots(ax: Axes, x: np.ndarray, y: np.ndarray, width: float = 0.15) -> None:
+    """Points [N] beside each other where their x is the same."""
+    for value in np.unique(x):
+        here = x == value
+        jitter = np.linspace(-width, width, here.sum()) if here.sum() > 1 else np.zeros(1)
+        ax.plot(value + jitter, np.sort(y[here]), "o", ms=3, color="0.25", alpha=0.8, mew=0)

@@ -23,7 +23,6 @@ class Knobs(NamedTuple):
 
     Attributes:
         k: latents per row, at most the architecture's k; may be traced.
-        threshold: running threshold of batch_topk.
         bandwidth: of JumpReLU's estimator.
         to_encoder: whether JumpReLU's estimator also passes gradients to the pre-activations.
         weighted: whether latents are chosen by norm-weighted activations; needs no unit-norm decoder.
@@ -31,7 +30,6 @@ class Knobs(NamedTuple):
     """
 
     k: Any = None
-    threshold: Any = 0.0
     bandwidth: float = 1.0
     to_encoder: bool = False
     weighted: bool = False
@@ -43,7 +41,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         acts: [batch, d_sae], or a ``sparse.Code``, or None where ``chosen`` says it in training.
-        pre: pre-activations [batch, d_sae]; a Gated SAE's are those of its gate.
+        pre: pre-activations [batch, d_sae], on the fast path as ``sparse.Pre``; a Gated SAE's are those of its gate.
         chosen: what is on, of activations that choose, in training on the fast path.
         threshold: smallest score that is on, of batch_topk.
     """
@@ -165,12 +163,13 @@ def _choosing(rule):
     """Of a rule (pre, weight, knobs, arch) -> (Chosen, threshold or None), on the fast path or the dense one."""
 
     def encode(sae, x, knobs):
-        pre = _pre(sae, x)
-        weight = sae.norms() if knobs.weighted else jnp.ones(pre.shape[1], pre.dtype)
-        chosen, threshold = rule(*map(lax.stop_gradient, (pre, weight)), knobs, sae.arch)
+        pre = sparse.Pre(sae.centered(x) @ sae.W_enc[...], sae.b_enc[...])
+        weight = sae.norms() if knobs.weighted else jnp.ones_like(pre.bias)
+        still, weight = lax.stop_gradient((pre, weight))
+        chosen, threshold = rule(still, weight, knobs, sae.arch)
         if knobs.sparse:
-            return Encoded(None, lax.stop_gradient(pre), chosen, threshold)
-        return Encoded(sparse.dense_chosen(pre, chosen), pre, None, threshold)
+            return Encoded(None, still, chosen, threshold)
+        return Encoded(sparse.dense_chosen(pre.all(), chosen), pre.all(), None, threshold)
 
     return encode
 

@@ -108,11 +108,10 @@ mean (Bricken et al. 2023), or their sum over the batch's variance (Gao et al. 2
 # --- latents that never fire ------------------------------------------------------------------------------------------
 
 
-def dead_code(
-    pre: Float[Array, "batch F"], weight: Float[Array, " F"], dead: Bool[Array, " F"], k: int
-) -> sparse.Chosen:
+def dead_code(pre: sparse.Pre, weight: Float[Array, " F"], dead: Bool[Array, " F"], k: int) -> sparse.Chosen:
     """The k dead latents with the largest weight * pre of each row, those that are positive; all if there are fewer."""
-    return sparse.rank_scores(jnp.where(dead, pre, -1.0), weight, jnp.int32(k), k)
+    only = sparse.Pre(pre.product, jnp.where(dead, pre.bias, -1e30))
+    return sparse.rank_scores(only, weight, jnp.int32(k), k)
 
 
 def auxk(

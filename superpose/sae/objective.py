@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from superpose.sae import losses, sparse
 from superpose.sae.activations import ACTIVATIONS, Knobs
@@ -240,23 +239,33 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
         W_dec, b_dec = params["W_dec"], params["b_dec"]
         size = sae.norms() if t.decoder == "free" else jnp.ones(arch.d_sae)
         if fast:
-            encoder = (x, b_dec if arch.center else jnp.zeros(arch.d_in), params["W_enc"], params["b_enc"])
-            nested = sparse.reconstruct(*encoder, W_dec, seen.pre, seen.chosen, edges)
             on, l0 = sparse.fired(seen.pre, seen.chosen)
         else:
-            nested = _nested(seen.acts, W_dec, edges, t)
             on, l0 = (seen.acts != 0).any(0), jnp.mean(jnp.sum(seen.acts != 0, -1))
+        # how long each latent has been silent, in tokens, this batch included
+        silent = jnp.where(on, 0, jnp.minimum(state["silent"] + x.shape[0], NEVER))
+        dead = silent >= t.dead_tokens
+        state = {**state, "silent": silent}
+
+        guesses = ()
+        if t.revival == "auxk":
+            pre = lax.stop_gradient(seen.pre if fast else sparse.Pre(seen.pre, jnp.zeros(arch.d_sae)))
+            rank = lambda pre: losses.dead_code(pre, lax.stop_gradient(size), dead, k_aux)  # noqa: E731
+            nobody = lambda pre: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(rank, pre))  # noqa: E731
+            guesses = (lax.cond(dead.any(), rank, nobody, pre),)
+        if fast:
+            encoder = (x, b_dec if arch.center else jnp.zeros(arch.d_in), params["W_enc"], params["b_enc"])
+            which = (edges, *(sparse.prefix_edges(arch.d_sae) for _ in guesses))
+            nested, *guessed = sparse.reconstruct(*encoder, W_dec, seen.pre.product, (seen.chosen, *guesses), which)
+        else:
+            nested = _nested(seen.acts, W_dec, edges, t)
+            guessed = [(sparse.dense_chosen(seen.pre, chosen) @ W_dec)[None] for chosen in guesses]
         nested = nested + b_dec
         if arch.skip:
             nested = nested + x @ params["W_skip"]
         residual = y - nested[-1]
         errors = jax.vmap(lambda x_hat: losses.ERRORS[t.error](y, y - x_hat))(nested)
         total = errors.mean() if t.prefix_mean else errors.sum()
-
-        # how long each latent has been silent, in tokens, this batch included
-        silent = jnp.where(on, 0, jnp.minimum(state["silent"] + x.shape[0], NEVER))
-        dead = silent >= t.dead_tokens
-        state = {**state, "silent": silent}
         metrics = {"error": errors[-1], "fvu": losses.ERRORS["fvu"](y, residual), "l0": l0, "dead": jnp.sum(dead)}
 
         if seen.threshold is not None:
@@ -293,17 +302,9 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
             warm = jnp.minimum(1.0, (step + 1) / t.warmup) if t.warmup else 1.0
             total += warm * coefficient * penalty
 
-        if t.revival == "auxk":
-            weight = size if t.decoder == "free" else jnp.ones(arch.d_sae)
-            pre, weight = lax.stop_gradient(seen.pre), lax.stop_gradient(weight)
-            rank = lambda: losses.dead_code(pre, weight, dead, k_aux)  # noqa: E731
-            nobody = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(rank))
-            chosen = lax.cond(dead.any(), rank, lambda: nobody._replace(complete=jnp.bool_(True)))
-            if fast:
-                guess = sparse.reconstruct(*encoder, W_dec, pre, chosen, sparse.prefix_edges(arch.d_sae))[0]
-            else:
-                guess = sparse.dense_chosen(seen.pre, chosen) @ W_dec
-            total += t.revival_coefficient * losses.auxk(y, residual, guess, dead, k_aux, t.auxk_normalise)
+        for guess in guessed:
+            auxk = losses.auxk(y, residual, guess[0], dead, k_aux, t.auxk_normalise)
+            total += t.revival_coefficient * auxk
         if t.revival == "pre_act":
             total += t.revival_coefficient * losses.pre_act(seen.pre, params["threshold"], size, dead)
         return total, (state, metrics)
@@ -558,11 +559,3 @@ def _forget(opt_state: Any, i: int, gone: np.ndarray) -> None:
             leaf[i, gone] = 0
         if name == "W_enc":
             leaf[i][:, gone] = 0
-
-
-def explained(arch: Architecture, params: Mapping[str, Any], x: Float[ArrayLike, "batch d_in"]) -> tuple[Array, Array]:
-    """(acts [batch, d_sae], x_hat [batch, d_out]) of a trained SAE, for the scores."""
-    sae = SAE(arch, params)
-    acts = sae.encode(x)
-    x_hat = sae.decode(acts)
-    return acts, x_hat + jnp.asarray(x) @ sae.W_skip[...] if arch.skip else x_hat

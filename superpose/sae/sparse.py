@@ -5,7 +5,8 @@ only one left: latents are chosen from it, and the reconstruction and all gradie
 ``dense_reconstruct`` is the same function written plainly; tests hold the two together in value and gradient.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -27,82 +28,124 @@ class Code(NamedTuple):
     indices: Int[Array, "batch K"]
 
 
-class Chosen(NamedTuple):
-    """What is on, as a code where it holds all of it, and always as a rule on the pre-activations.
+class Pre(NamedTuple):
+    """Pre-activations, the bias not yet added: it is added where they are read, and the sum is never written out.
 
     Attributes:
-        code: the largest K of each row, values that are off set to 0.
+        product: (x - b_dec) @ W_enc [batch, F].
+        bias: b_enc [F].
+    """
+
+    product: Float[Array, "batch F"]
+    bias: Float[Array, " F"]
+
+    def all(self) -> Float[Array, "batch F"]:
+        return self.product + self.bias
+
+    def rows(self, which: Int[Array, " R"]) -> Float[Array, "R F"]:
+        """Whole rows; -inf where there is none of this number."""
+        return jnp.take(self.product, which, 0, mode="fill", fill_value=-jnp.inf) + self.bias
+
+    def at(self, indices: Int[Array, "batch K"]) -> Float[Array, "batch K"]:
+        return jnp.take_along_axis(self.product, indices, 1) + self.bias[indices]
+
+
+class Chosen(NamedTuple):
+    """What is on: as a code, as a few rows that hold more than it, and always as a rule on the pre-activations.
+
+    Attributes:
+        code: the largest K of each row, values that are off set to 0; all 0 in an overfull row.
         ranks: how many columns of the code any row uses, [].
-        complete: whether no row has more than K latents on, [].
-        weight: [d_sae], what pre-activations are multiplied with before they are compared.
-        threshold: latent i is on where weight_i pre_i >= threshold; only read where the code is not complete.
+        overfull: [R], rows with more than K latents on, then ``batch``, which no row is; R = 0 where there can be none.
+        count: how many rows are overfull, []; above R the code and ``overfull`` are not read.
+        weight: [F], what pre-activations are multiplied with before they are compared.
+        threshold: latent i is on where weight_i pre_i >= threshold; only read of overfull rows.
     """
 
     code: Code
     ranks: Int[Array, ""]
-    complete: Bool[Array, ""]
-    weight: Float[Array, " d_sae"]
+    overfull: Int[Array, " R"]
+    count: Int[Array, ""]
+    weight: Float[Array, " F"]
     threshold: Float[Array, ""]
 
+    def rest(self, pre: Pre) -> Float[Array, "R F"]:
+        """Activations of the overfull rows."""
+        rows = pre.rows(self.overfull)
+        return jnp.where(self.weight * rows >= self.threshold, rows, 0.0)
 
-def top_k(scores: Float[Array, "batch F"], k: int) -> Code:
-    """The k largest of each row, exactly; ties go to any of the equal ones.
+
+SPILL = 8
+"""A batch of a batch-wide choice may have so manieth of its rows overfull before the step is a dense one."""
+
+
+def top_scores(pre: Pre, weight: Float[Array, " F"], k: int, signed: bool = False) -> Code:
+    """The k largest weight * pre of each row (|weight * pre| if ``signed``), exactly; ties go to any of the equal ones.
 
     Wide rows are cut into groups: the k groups with the largest maxima hold the k largest entries, so only those are
-    ranked. At [2048, 32768], k = 32 that takes less than half of ``lax.top_k``'s time on CPU.
+    ranked. At [2048, 32768], k = 32 that takes less than half of ``lax.top_k``'s time on CPU. A group is a column of
+    the row folded into a matrix, so that maxima run along memory.
 
-    >>> top_k(jnp.array([[3.0, 1.0, 2.0]]), 2).indices.tolist()
+    >>> top_scores(Pre(jnp.array([[3.0, 1.0, 2.0]]), jnp.zeros(3)), jnp.ones(3), 2).indices.tolist()
     [[0, 2]]
     """
-    batch, F = scores.shape
+    batch, F = pre.product.shape
     group = 2 ** max(0, round(np.log2(max(1.0, F / k)) / 2))  # balances the two rankings: sqrt(F / k)
+
+    def score(product, bias, weight):
+        return jnp.abs(weight * (product + bias)) if signed else weight * (product + bias)
+
     if group < 4 or F % group or F // group <= k:
-        return Code(*lax.top_k(scores, k))
-    grouped = scores.reshape(batch, F // group, group)
-    _, groups = lax.top_k(grouped.max(-1), k)
-    inside = jnp.take_along_axis(grouped, groups[..., None], 1).reshape(batch, k * group)
-    values, places = lax.top_k(inside, k)
-    indices = jnp.take_along_axis(groups, places // group, 1) * group + places % group
+        return Code(*lax.top_k(score(*pre, weight), k))
+    parts = (pre.product.reshape(batch, group, -1), pre.bias.reshape(group, -1), weight.reshape(group, -1))
+    maxima = reduce(jnp.maximum, (score(p[:, j], b[j], w[j]) for p, b, w in [parts] for j in range(group)))
+    _, groups = lax.top_k(maxima, k)
+    inside = score(
+        jnp.take_along_axis(parts[0], groups[:, None], 2), *(jnp.moveaxis(a[:, groups], 0, 1) for a in parts[1:])
+    )
+    values, places = lax.top_k(inside.reshape(batch, group * k), k)
+    indices = jnp.take_along_axis(groups, places % k, 1) + places // k * (F // group)
     return Code(values, indices.astype(jnp.int32))
 
 
-def nth_largest(x: Float[Array, "batch F"], n: Num[Array, ""]) -> Float[Array, ""]:
-    """The n-th largest of the positive entries of x, without sorting; 0 if there are fewer.
+def nth_largest(n: Num[Array, ""], *arrays: Float[Array, "..."]) -> Float[Array, ""]:
+    """The n-th largest of the positive entries of all arrays together, without sorting; 0 if there are fewer.
 
-    Positive floats are ordered like their bits, so 31 counts find the largest bound that n entries reach. 2^20 entries
-    take 4 ms on one core, sorting them 250 ms.
+    Positive floats are ordered like their bits, so 31 counts find the largest bound that n entries reach: 10 ms each
+    for 2^26 entries on two cores, which flat sorting takes a minute for.
 
-    >>> float(nth_largest(jnp.array([[3.0, -9.0, 1.0, 2.0]]), jnp.int32(2)))
+    >>> float(nth_largest(jnp.int32(2), jnp.array([3.0, -9.0]), jnp.array([[1.0, 2.0]])))
     2.0
     """
-    bits = lax.bitcast_convert_type(jnp.maximum(x, 0.0).astype(jnp.float32), jnp.int32)
+    lanes = 64  # added as slices, which the compiler makes one loop of; a sum over an axis is several times slower
+    flat = [jnp.pad(jnp.maximum(x, 0.0).astype(jnp.float32).reshape(-1), (0, -x.size % lanes)) for x in arrays]
+    bits = [lax.bitcast_convert_type(x, jnp.int32).reshape(lanes, -1) for x in flat]
 
     def narrow(i, low):
         trial = low | (jnp.int32(1) << (30 - i))
-        columns = jnp.sum((bits >= trial).astype(jnp.float32), 0)  # floats are summed faster, and exactly below 2^24
-        return jnp.where(jnp.sum(columns.astype(jnp.int32)) >= n, trial, low)
+        counts = (jnp.sum(reduce(jnp.add, ((b[j] >= trial).astype(jnp.int32) for j in range(lanes)))) for b in bits)
+        return jnp.where(sum(counts) >= n, trial, low)
 
     return lax.bitcast_convert_type(lax.fori_loop(0, 31, narrow, jnp.int32(0)), jnp.float32)
 
 
 def rank_scores(
-    pre: Float[Array, "batch F"], weight: Float[Array, " F"], k: int | Num[Array, ""], k_max: int, signed: bool = False
+    pre: Pre, weight: Float[Array, " F"], k: int | Num[Array, ""], k_max: int, signed: bool = False
 ) -> Chosen:
     """TopK: the k largest weight * pre of each row (or |weight * pre|), those that are positive.
 
     Args:
         k: how many, at most k_max; may be traced, so that members of a population differ in it.
     """
-    scores = weight * pre
-    code = top_k(jnp.abs(scores) if signed else scores, k_max)
+    code = top_scores(pre, weight, k_max, signed)
     kept = (jnp.arange(k_max) < k) & (code.values > 0)
-    values = jnp.where(kept, jnp.take_along_axis(pre, code.indices, 1), 0.0)
-    inf = jnp.asarray(jnp.inf, pre.dtype)
-    return Chosen(Code(values, code.indices), jnp.asarray(k_max, jnp.int32), jnp.bool_(True), weight, inf)
+    values = jnp.where(kept, pre.at(code.indices), 0.0)
+    ranks, none = jnp.asarray(k_max, jnp.int32), jnp.zeros(0, jnp.int32)
+    return Chosen(Code(values, code.indices), ranks, none, jnp.int32(0), weight, jnp.asarray(jnp.inf, values.dtype))
 
 
 def batch_scores(
-    pre: Float[Array, "batch F"], weight: Float[Array, " F"], k: int | float | Num[Array, ""], columns: int
+    pre: Pre, weight: Float[Array, " F"], k: int | float | Num[Array, ""], columns: int
 ) -> tuple[Chosen, Float[Array, ""]]:
     """BatchTopK: the k * batch largest positive weight * pre of the whole batch (Bussmann et al. 2024).
 
@@ -116,21 +159,35 @@ def batch_scores(
     Returns:
         (what is on, the smallest score that is on).
     """
-    batch, F = pre.shape
+    batch, F = pre.product.shape
     tiny = jnp.finfo(jnp.float32).tiny
-    scores = weight * pre
     wanted = jnp.maximum(1, jnp.floor(k * batch)).astype(jnp.int32)
-    code = top_k(scores, min(columns, F))
-    threshold = nth_largest(code.values, wanted)
-    complete = jnp.bool_(True)
+    code = top_scores(pre, weight, min(columns, F))
+    threshold = nth_largest(wanted, code.values)
+    spilled, overfull = jnp.zeros(batch, bool), jnp.zeros(0, jnp.int32)
     if columns < F:
-        complete = jnp.all(code.values[:, -1] < jnp.maximum(threshold, tiny))
-        threshold = lax.cond(complete, lambda: threshold, lambda: nth_largest(scores, wanted))
-    threshold = jnp.maximum(threshold, tiny).astype(pre.dtype)
-    on = code.values >= threshold
-    values = jnp.where(on, jnp.take_along_axis(pre, code.indices, 1), 0.0)
+        # no row below the bound of the candidates alone can have more: that bound only rises
+        last = code.values.min(1)  # the last column; as a slice of it, XLA would no longer see a top-k, and sort
+        full = lambda threshold: last >= jnp.maximum(threshold, tiny)  # noqa: E731
+        rows = lambda spilled: jnp.nonzero(spilled, size=-(-batch // SPILL), fill_value=batch)[0].astype(jnp.int32)  # noqa: E731
+        spilled = full(threshold)
+        some = rows(spilled)
+
+        def few(pre):
+            return nth_largest(wanted, jnp.where(spilled[:, None], 0.0, code.values), weight * pre.rows(some))
+
+        case = jnp.where(jnp.sum(spilled) > some.size, 2, jnp.minimum(jnp.sum(spilled), 1))
+        threshold = lax.switch(
+            case, [lambda pre: threshold, few, lambda pre: nth_largest(wanted, weight * pre.all())], pre
+        )
+        spilled = full(threshold)
+        overfull = rows(spilled)
+    threshold = jnp.maximum(threshold, tiny).astype(code.values.dtype)
+    on = (code.values >= threshold) & ~spilled[:, None]
+    values = jnp.where(on, pre.at(code.indices), 0.0)
     ranks = jnp.max(jnp.sum(on, 1)).astype(jnp.int32)
-    return Chosen(Code(values, code.indices), ranks, complete, weight, threshold), threshold
+    count = jnp.sum(spilled).astype(jnp.int32)
+    return Chosen(Code(values, code.indices), ranks, overfull, count, weight, threshold), threshold
 
 
 def dense(acts: Any, d_sae: int) -> Float[Array, "batch d_sae"]:
@@ -144,24 +201,37 @@ def dense(acts: Any, d_sae: int) -> Float[Array, "batch d_sae"]:
 def dense_chosen(pre: Float[Array, "batch F"], chosen: Chosen) -> Float[Array, "batch F"]:
     """Dense activations of what was chosen, with the plain gradient to ``pre``; the code's rule is not touched."""
     rows = jnp.arange(pre.shape[0])[:, None]
-    by_code = jnp.zeros(pre.shape, bool).at[rows, chosen.code.indices].max(chosen.code.values != 0)
-    on = jnp.where(chosen.complete, by_code, chosen.weight * pre >= chosen.threshold)
+    on = jnp.zeros(pre.shape, bool).at[rows, chosen.code.indices].max(chosen.code.values != 0)
+    if chosen.overfull.size:
+        on = jnp.where(chosen.count == 0, on, chosen.weight * pre >= chosen.threshold)
     return jnp.where(lax.stop_gradient(on), pre, 0.0)
 
 
-def fired(pre: Float[Array, "batch F"], chosen: Chosen) -> tuple[Bool[Array, " F"], Float[Array, ""]]:
+def _by_case(chosen: tuple[Chosen, ...], none: Callable, few: Callable, many: Callable, *args):
+    """Calls the cheapest function that is right: no row is overfull, few enough are, or more."""
+    if not any(c.overfull.size for c in chosen):
+        return none(*args)
+    case = [jnp.where(c.count > c.overfull.size, 2, jnp.minimum(c.count, 1)) for c in chosen]
+    return lax.switch(jnp.max(jnp.stack(case)), [none, few, many], *args)
+
+
+def fired(pre: Pre, chosen: Chosen) -> tuple[Bool[Array, " F"], Float[Array, ""]]:
     """(which latents are on in any row, mean number on per row)."""
+    batch, F = pre.product.shape
 
-    def by_code():
+    def by_code(pre):
         on = chosen.code.values != 0
-        seen = jnp.zeros(pre.shape[1], bool).at[chosen.code.indices.reshape(-1)].max(on.reshape(-1))
-        return seen, jnp.sum(on) / pre.shape[0]
+        return jnp.zeros(F, bool).at[chosen.code.indices.reshape(-1)].max(on.reshape(-1)), jnp.sum(on) / batch
 
-    def by_rule():
-        on = chosen.weight * pre >= chosen.threshold
-        return on.any(0), jnp.sum(on) / pre.shape[0]
+    def and_rest(pre):
+        (seen, l0), more = by_code(pre), chosen.rest(pre) != 0
+        return seen | more.any(0), l0 + jnp.sum(more) / batch
 
-    return lax.cond(chosen.complete, by_code, by_rule)
+    def by_rule(pre):
+        on = chosen.weight * pre.all() >= chosen.threshold
+        return on.any(0), jnp.sum(on) / batch
+
+    return _by_case((chosen,), by_code, and_rest, by_rule, pre)
 
 
 def prefix_edges(d_sae: int, prefixes: tuple[int, ...] = ()) -> Int[Array, " P"]:
@@ -169,12 +239,16 @@ def prefix_edges(d_sae: int, prefixes: tuple[int, ...] = ()) -> Int[Array, " P"]
     return jnp.asarray([*prefixes, d_sae] if d_sae not in prefixes else prefixes, jnp.int32)
 
 
-def dense_reconstruct(x, b_dec, W_enc, b_enc, W_dec, pre, chosen, edges) -> Float[Array, "P batch d_out"]:
-    """The reference for ``reconstruct``, by products of dense matrices and JAX's own gradients; ``pre`` is not read."""
+def dense_reconstruct(x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges) -> Any:
+    """The reference for ``reconstruct``, by products of dense matrices and JAX's own gradients; ``product`` is not read."""
     pre = (x - b_dec) @ W_enc + b_enc
-    acts = dense_chosen(pre, chosen)
-    nested = jnp.arange(pre.shape[1]) < edges[:, None]
-    return jnp.einsum("pf,bf,fd->pbd", nested.astype(acts.dtype), acts, W_dec, optimize=True)
+
+    def one(chosen, edges):
+        nested = jnp.arange(pre.shape[1]) < edges[:, None]
+        acts = dense_chosen(pre, chosen)
+        return jnp.einsum("pf,bf,fd->pbd", nested.astype(acts.dtype), acts, W_dec, optimize=True)
+
+    return tuple(one(c, e) for c, e in zip(chosen, edges, strict=True))
 
 
 @jax.custom_vjp
@@ -184,20 +258,23 @@ def reconstruct(
     W_enc: Float[Array, "d_in F"],
     b_enc: Float[Array, " F"],
     W_dec: Float[Array, "F d_out"],
-    pre: Float[Array, "batch F"],
-    chosen: Chosen,
-    edges: Int[Array, " P"],
-) -> Float[Array, "P batch d_out"]:
-    """Chosen latents times their decoder rows, for each nested dictionary; without b_dec.
+    product: Float[Array, "batch F"],
+    chosen: tuple[Chosen, ...],
+    edges: tuple[Int[Array, " P"], ...],
+) -> Any:
+    """Chosen latents times their decoder rows, for each nested dictionary, [P, batch, d_out]; without b_dec.
+
+    Several choices of one batch (what is on, and the dead latents' guess) are reconstructed together, so that their
+    gradients are gathered in the same arrays; the result is a tuple with one entry for each.
 
     Gradients go to b_dec (0 if the encoder does not centre by it), W_enc, b_enc and W_dec, through the values of the
     chosen latents, as those of ``dense_reconstruct``. x is data and gets none, the choice gets none.
 
     Args:
-        pre: (x - b_dec) @ W_enc + b_enc, of which the choice was made.
-        edges: dictionary p has the latents below edges[p]; ascending.
+        product: (x - b_dec) @ W_enc; with b_enc, that of which the choice was made.
+        edges: of each choice; dictionary p has the latents below edges[p], which ascend.
     """
-    return _forward(W_dec, pre, chosen, edges)
+    return _forward(W_dec, Pre(product, b_enc), chosen, edges)
 
 
 def _segment(indices, edges):
@@ -206,72 +283,99 @@ def _segment(indices, edges):
     return (indices[..., None] >= first) & (indices[..., None] < edges)
 
 
-def _forward(W_dec, pre, chosen, edges):
-    values, indices = chosen.code
+def _stretches(acts, W_dec, edges):
+    """acts @ W_dec, of each stretch between edges, [P, rows, d_out]."""
+    segment = _segment(jnp.arange(W_dec.shape[0]), edges)
+    return lax.map(lambda mine: jnp.where(mine, acts, 0.0) @ W_dec, segment.T)
 
-    def by_code():
+
+def _forward(W_dec, pre, chosen, edges):
+    def add_code(out, c, e):
         def add(j, out):
-            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in (values, indices))
+            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in c.code)
             row = jnp.take(W_dec, i, 0)
-            share = v[:, None] if edges.shape[0] == 1 else jnp.where(_segment(i, edges), v[:, None], 0.0)
+            share = v[:, None] if e.shape[0] == 1 else jnp.where(_segment(i, e), v[:, None], 0.0)
             return out + share.T[..., None] * row
 
-        zero = jnp.zeros((edges.shape[0], values.shape[0], W_dec.shape[1]), values.dtype)
-        return jnp.cumsum(lax.fori_loop(0, chosen.ranks, add, zero), 0)
+        return lax.fori_loop(0, c.ranks, add, out)
 
-    def by_rule():
-        acts = dense_chosen(pre, chosen)
-        return lax.map(lambda edge: jnp.where(jnp.arange(pre.shape[1]) < edge, acts, 0.0) @ W_dec, edges)
+    def by_code(pre):
+        zeros = (jnp.zeros((e.shape[0], pre.product.shape[0], W_dec.shape[1]), W_dec.dtype) for e in edges)
+        return tuple(map(add_code, zeros, chosen, edges))
 
-    return lax.cond(chosen.complete, by_code, by_rule)
+    def and_rest(pre):
+        add = lambda out, c, e: out.at[:, c.overfull].add(_stretches(c.rest(pre), W_dec, e), mode="drop")  # noqa: E731
+        return tuple(map(add, by_code(pre), chosen, edges))
+
+    def by_rule(pre):
+        return tuple(_stretches(dense_chosen(pre.all(), c), W_dec, e) for c, e in zip(chosen, edges, strict=True))
+
+    return tuple(jnp.cumsum(part, 0) for part in _by_case(chosen, by_code, and_rest, by_rule, pre))
 
 
-def _reconstruct_forward(x, b_dec, W_enc, b_enc, W_dec, pre, chosen, edges):
-    return _forward(W_dec, pre, chosen, edges), (x, b_dec, W_enc, b_enc, W_dec, pre, chosen, edges)
+def _reconstruct_forward(x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges):
+    saved = (x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges)
+    return _forward(W_dec, Pre(product, b_enc), chosen, edges), saved
 
 
-def _reconstruct_backward(saved, g):
-    x, b_dec, W_enc, b_enc, W_dec, pre, chosen, edges = saved
+def _reconstruct_backward(saved, gs):
+    x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges = saved
     centred = x - b_dec
-    d_out = W_dec.shape[1]
-    nested = jnp.flip(
-        jnp.cumsum(jnp.flip(g, 0), 0), 0
-    )  # what arrives at a latent of stretch p: all dictionaries from p on
+    # what arrives at a latent of stretch p: all dictionaries from p on
+    arriving = [jnp.flip(jnp.cumsum(jnp.flip(g, 0), 0), 0) for g in gs]
+    nothing = (jnp.zeros_like(W_dec), jnp.zeros_like(W_enc.T), jnp.zeros_like(b_enc))
 
-    def by_code():
-        values, indices = chosen.code
-
+    def add_code(carry, c, e, nested):
         def add(j, carry):
-            both, bias = carry
-            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in (values, indices))
+            to_dec, to_enc, to_bias = carry
+            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in c.code)
             at = nested[0]
-            if edges.shape[0] > 1:
-                at = jnp.einsum("bp,pbd->bd", _segment(i, edges).astype(g.dtype), nested)
+            if e.shape[0] > 1:
+                at = jnp.einsum("bp,pbd->bd", _segment(i, e).astype(v.dtype), nested)
             to_pre = jnp.where(v != 0, jnp.sum(at * jnp.take(W_dec, i, 0), -1), 0.0)
-            both = both.at[i].add(jnp.concatenate([v[:, None] * at, to_pre[:, None] * centred], 1))
-            return both, bias.at[i].add(to_pre)
+            return (
+                to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred), to_bias.at[i].add(to_pre)
+            )  # fmt: skip
 
-        both = jnp.zeros((W_dec.shape[0], d_out + x.shape[1]), W_dec.dtype)
-        both, bias = lax.fori_loop(0, chosen.ranks, add, (both, jnp.zeros_like(b_enc)))
-        return both[:, :d_out], both[:, d_out:].T, bias
+        return lax.fori_loop(0, c.ranks, add, carry)
 
-    def by_rule():
-        acts = dense_chosen(pre, chosen)
-        segment = _segment(jnp.arange(pre.shape[1]), edges)
+    def add_rows(carry, acts, x, e, nested):
+        segment = _segment(jnp.arange(W_dec.shape[0]), e)
 
         def add(p, carry):
             to_dec, to_pre = carry
             mine = jnp.where(segment[:, p], acts, 0.0)
             return to_dec + mine.T @ nested[p], to_pre + jnp.where(mine != 0, nested[p] @ W_dec.T, 0.0)
 
-        to_dec, to_pre = lax.fori_loop(0, edges.shape[0], add, (jnp.zeros_like(W_dec), jnp.zeros_like(pre)))
-        return to_dec, centred.T @ to_pre, to_pre.sum(0)
+        to_dec, to_enc, to_bias = carry
+        to_dec, to_pre = lax.fori_loop(0, e.shape[0], add, (to_dec, jnp.zeros_like(acts)))
+        return to_dec, to_enc + to_pre.T @ x, to_bias + to_pre.sum(0)
 
-    to_dec, to_enc, to_bias = lax.cond(chosen.complete, by_code, by_rule)
-    nothing = partial(jax.tree.map, lambda a: np.zeros(a.shape, jax.dtypes.float0) if a.dtype.kind in "ib" else a * 0)
+    def by_code(pre):
+        carry = nothing
+        for c, e, nested in zip(chosen, edges, arriving, strict=True):
+            carry = add_code(carry, c, e, nested)
+        return carry
+
+    def and_rest(pre):
+        carry = by_code(pre)
+        for c, e, nested in zip(chosen, edges, arriving, strict=True):
+            if c.overfull.size:
+                take = lambda a, axis, c=c: jnp.take(a, c.overfull, axis, mode="fill", fill_value=0)  # noqa: E731
+                carry = add_rows(carry, c.rest(pre), take(centred, 0), e, take(nested, 1))
+        return carry
+
+    def by_rule(pre):
+        carry = nothing
+        for c, e, nested in zip(chosen, edges, arriving, strict=True):
+            carry = add_rows(carry, dense_chosen(pre.all(), c), centred, e, nested)
+        return carry
+
+    to_dec, to_enc, to_bias = _by_case(chosen, by_code, and_rest, by_rule, Pre(product, b_enc))
+    zero = partial(jax.tree.map, lambda a: np.zeros(a.shape, jax.dtypes.float0) if a.dtype.kind in "ib" else a * 0)
     return (
-        jnp.zeros_like(x), -(W_enc @ to_bias), to_enc, to_bias, to_dec, jnp.zeros_like(pre), nothing(chosen),
-        nothing(edges),
+        jnp.zeros_like(x), -(W_enc @ to_bias), to_enc.T, to_bias, to_dec, jnp.zeros_like(product), zero(chosen),
+        zero(edges),
     )  # fmt: skip
 
 

@@ -1,0 +1,122 @@
+"""Kinds of SAEs as configs state them: made into populations, trained on one world, scored against its truth."""
+
+import dataclasses
+import itertools
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import check
+from superpose.sae import metrics, recovery
+from superpose.sae.model import SAE, Architecture
+from superpose.sae.objective import Training, inference, member, population, prepared
+from superpose.train.fit import Population, Sampler, fit
+
+SCORES = (
+    "l0", "explained_variance", "f1", "precision", "recall", "mcc", "mmcs", "mmcs_latents", "uniqueness", "dead",
+    "l2_ratio",
+)  # fmt: skip
+"""What ``judge`` says of an SAE; precision, recall and f1 are means over all latents, dead is a share of them."""
+
+
+class Kind(NamedTuple):
+    """One kind and its members: the product of what is swept with the seeds, seeds last."""
+
+    arch: Architecture
+    training: Training
+    population: Population
+    shape: tuple[int, ...]
+
+
+def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given: Any) -> Kind:
+    """The population that a kind's config states.
+
+    Args:
+        c: what ``configs.kind`` made.
+        d_in: width of the inputs.
+        steps: of the run.
+        seeds: members for each combination of what is swept.
+        sample: inputs [batch, d_in] that the scale and b_dec are taken from.
+        given: fields of Architecture and Training that the experiment says itself.
+    """
+    values = {k: v for k, v in c.items() if k not in ("recipe", "scale", "centre", "sweep")} | given
+    for name in ("prefixes",):
+        values[name] = tuple(values[name])
+    names = {f.name for f in dataclasses.fields(Architecture)}
+    sweep = {k: np.asarray(v) for k, v in c.sweep.items()}
+    if any(v.ndim != 1 or not v.size for v in sweep.values()):
+        raise ValueError(f"sweep must hold a list of values for each name, got {c.sweep.to_dict()}")
+    k = sweep["k"].max() if "k" in sweep else values["k"]
+    values["k"] = None if k is None else int(np.ceil(k))
+    if k is not None and "k" not in sweep and k != values["k"]:  # a fractional k is a member's own
+        sweep["k"] = np.asarray([k])
+    arch = Architecture(d_in=d_in, **{n: v for n, v in values.items() if n in names})
+    training = Training(steps=steps, **{n: v for n, v in values.items() if n not in names})
+    grid = list(itertools.product(*sweep.values(), range(seeds)))
+    hyper = {n: np.asarray([row[i] for row in grid]) for i, n in enumerate([*sweep, "seed"])}
+    start = prepared(sample, c.scale, c.centre)
+    hyper |= {n: np.repeat(start[n][None], len(grid), 0) for n in start}
+    recipe = check.recipe(c, steps)
+    return Kind(arch, training, population(arch, training, hyper, recipe), (*map(len, sweep.values()), seeds))
+
+
+def train(kinds: dict[str, Kind], config: Any, key: jax.Array, source: Sampler, workdir: Any, title: str) -> dict:
+    """One run: all kinds on one stream of batches; name -> Result."""
+    return fit(
+        {name: k.population for name, k in kinds.items()},
+        steps=config.steps, key=key, source=source, workdir=workdir, log_every=config.log_every, title=title,
+    )  # fmt: skip
+
+
+def plain(kind: Kind, result: Any) -> list[tuple[Architecture, dict]]:
+    """Each member as an SAE for inference."""
+    return [inference(kind.arch, kind.training, *member(result, i)) for i in range(kind.population.size)]
+
+
+def judge(embedding: Any, batch: int, batches: int, key: jax.Array):
+    """A function (arch, params) -> {score: number} on held-out samples, the same ones for every SAE.
+
+    Args:
+        embedding: a ``worlds.structured.Embedding``; its world says which features are active.
+    """
+    directions = np.asarray(embedding.directions)
+
+    @partial(jax.jit, static_argnums=0)
+    def one(arch, params, match, key):
+        x, features = embedding.both(key, batch)
+        sae = SAE(arch, params)
+        return metrics.sums(x, sae(x), acts := sae.encode(x)), recovery.pairs(acts, features, match)
+
+    def score(arch: Architecture, params: dict) -> dict[str, float]:
+        cosines = np.asarray(recovery.cosines(params["W_dec"], directions))
+        match = jnp.asarray(recovery.best(cosines).feature)
+        sums, table = None, None
+        for b in range(batches):
+            first, second = one(arch, params, match, jax.random.fold_in(key, b))
+            sums, table = metrics.add(sums, first), recovery.add(table, second)
+        seen = metrics.scores(sums)
+        live = seen.density > 0
+        found, both = recovery.macro(recovery.detection(table.table)), recovery.mmcs(cosines, live)
+        values = (
+            seen.l0, seen.explained_variance, found.f1, found.precision, found.recall, recovery.mcc(cosines, live),
+            both.true_to_latent, both.latent_to_true, recovery.uniqueness(cosines, live), 1 - live.mean(),
+            seen.l2_ratio,
+        )  # fmt: skip
+        return dict(zip(SCORES, map(float, values), strict=True))
+
+    return score
+
+
+def scored(kinds: dict[str, Kind], results: dict, score: Any) -> dict[str, np.ndarray]:
+    """``{kind}_{score}`` [*swept, seeds] of every member; a member that diverged has NaN."""
+    out = {}
+    for name, kind in kinds.items():
+        rows = []
+        for i, (arch, params) in enumerate(plain(kind, results[name])):
+            lost = results[name].frozen_at[i] >= 0
+            rows.append(dict.fromkeys(SCORES, np.nan) if lost else score(arch, params))
+        out |= {f"{name}_{s}": np.asarray([r[s] for r in rows]).reshape(kind.shape) for s in SCORES}
+    return out
