@@ -50,7 +50,7 @@ def listed(config, **widths: int) -> None:
 
 
 def recipe(config, steps: int | None = None) -> Recipe:
-    """The Recipe that ``config.recipe`` states, for config.steps or ``steps``; its groups are mappings of a ``Group``."""
+    """The Recipe that ``config.recipe`` states, for config.steps or ``steps``; groups are mappings like a Group."""
     values = dict(config.recipe)
     try:
         groups = tuple(Group(**group) for group in values.pop("groups"))

@@ -43,8 +43,7 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given:
         given: fields of Architecture and Training that the experiment says itself.
     """
     values = {k: v for k, v in c.items() if k not in ("recipe", "scale", "centre", "sweep")} | given
-    for name in ("prefixes",):
-        values[name] = tuple(values[name])
+    values["prefixes"] = tuple(values["prefixes"])
     names = {f.name for f in dataclasses.fields(Architecture)}
     sweep = {k: np.asarray(v) for k, v in c.sweep.items()}
     if any(v.ndim != 1 or not v.size for v in sweep.values()):
@@ -63,8 +62,10 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given:
     return Kind(arch, training, population(arch, training, hyper, recipe), (*map(len, sweep.values()), seeds))
 
 
-def train(kinds: dict[str, Kind], config: Any, key: jax.Array, source: Sampler, workdir: Any, title: str) -> dict:
-    """One run: all kinds on one stream of batches; name -> Result."""
+def train(
+    kinds: dict[str, Kind], config: Any, key: jax.Array, source: Sampler | None, workdir: Any, title: str
+) -> dict:
+    """One run: all kinds, on one stream of batches if they have no sources of their own; name -> Result."""
     return fit(
         {name: k.population for name, k in kinds.items()},
         steps=config.steps, key=key, source=source, workdir=workdir, log_every=config.log_every, title=title,
@@ -93,7 +94,8 @@ def judge(embedding: Any, batch: int, batches: int, key: jax.Array):
     def score(arch: Architecture, params: dict) -> dict[str, float]:
         cosines = np.asarray(recovery.cosines(params["W_dec"], directions))
         match = jnp.asarray(recovery.best(cosines).feature)
-        sums, table = None, None
+        sums: Any = None
+        table: Any = None
         for b in range(batches):
             first, second = one(arch, params, match, jax.random.fold_in(key, b))
             sums, table = metrics.add(sums, first), recovery.add(table, second)
@@ -112,7 +114,7 @@ def judge(embedding: Any, batch: int, batches: int, key: jax.Array):
 
 def scored(kinds: dict[str, Kind], results: dict, score: Any) -> dict[str, np.ndarray]:
     """``{kind}_{score}`` [*swept, seeds] of every member; a member that diverged has NaN."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for name, kind in kinds.items():
         rows = []
         for i, (arch, params) in enumerate(plain(kind, results[name])):

@@ -67,8 +67,8 @@ def test_batch_scores_are_the_largest_of_the_batch(k, columns):
     np.testing.assert_array_equal(on, (want != 0).any(0))
     assert float(l0) == pytest.approx((want != 0).sum() / 30)
     fuller = (want != 0).sum(1) >= columns
-    assert int(chosen.count) == (fuller.sum() if columns < 40 else 0)
-    if chosen.count <= chosen.overfull.size:
+    assert int(chosen.spilled) == (fuller.sum() if columns < 40 else 0)
+    if chosen.spilled <= chosen.overfull.size:
         kept = want[~fuller] if columns < 40 else want
         found = np.asarray(sparse.dense(chosen.code, 40))
         np.testing.assert_array_equal(found[~fuller] if columns < 40 else found, kept)
@@ -85,7 +85,7 @@ def test_the_cases_of_the_batch_are_all_met():
     pre = normal(30, 40) * jnp.exp(normal(30, 1, seed=1))
     weight = jnp.exp(0.3 * normal(40, seed=2))
     counts = [
-        int(sparse.batch_scores(pre_of(pre), weight, jnp.float32(k), columns)[0].count)
+        int(sparse.batch_scores(pre_of(pre), weight, jnp.float32(k), columns)[0].spilled)
         for k in (1, 2.5, 6) for columns in (8, 14, 39)
     ]  # fmt: skip
     assert min(counts) == 0
@@ -128,7 +128,7 @@ def test_reconstruction_and_gradients_are_the_dense_ones(rule, prefixes):
         other = sparse.rank_scores(sparse.Pre(pre.product, jnp.where(jnp.arange(F) < 9, b_enc, -1e9)), weight, 2, 2)
         chosen = jax.tree.map(lax.stop_gradient, (chosen, other))
         found = reconstruct(x, b_dec, W_enc, b_enc, W_dec, pre.product, chosen, edges)
-        return sum(jnp.sum((f - a) ** 2) for f, a in zip(found, away, strict=True)), chosen[0].count
+        return sum(jnp.sum((f - a) ** 2) for f, a in zip(found, away, strict=True)), chosen[0].spilled
 
     with jax.default_matmul_precision("highest"):
         found, want = (

@@ -247,7 +247,7 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
         dead = silent >= t.dead_tokens
         state = {**state, "silent": silent}
 
-        guesses = ()
+        guesses: tuple[sparse.Chosen, ...] = ()
         if t.revival == "auxk":
             pre = lax.stop_gradient(seen.pre if fast else sparse.Pre(seen.pre, jnp.zeros(arch.d_sae)))
             rank = lambda pre: losses.dead_code(pre, lax.stop_gradient(size), dead, k_aux)  # noqa: E731

@@ -57,7 +57,7 @@ class Chosen(NamedTuple):
         code: the largest K of each row, values that are off set to 0; all 0 in an overfull row.
         ranks: how many columns of the code any row uses, [].
         overfull: [R], rows with more than K latents on, then ``batch``, which no row is; R = 0 where there can be none.
-        count: how many rows are overfull, []; above R the code and ``overfull`` are not read.
+        spilled: how many rows are overfull, []; above R the code and ``overfull`` are not read.
         weight: [F], what pre-activations are multiplied with before they are compared.
         threshold: latent i is on where weight_i pre_i >= threshold; only read of overfull rows.
     """
@@ -65,7 +65,7 @@ class Chosen(NamedTuple):
     code: Code
     ranks: Int[Array, ""]
     overfull: Int[Array, " R"]
-    count: Int[Array, ""]
+    spilled: Int[Array, ""]
     weight: Float[Array, " F"]
     threshold: Float[Array, ""]
 
@@ -203,7 +203,7 @@ def dense_chosen(pre: Float[Array, "batch F"], chosen: Chosen) -> Float[Array, "
     rows = jnp.arange(pre.shape[0])[:, None]
     on = jnp.zeros(pre.shape, bool).at[rows, chosen.code.indices].max(chosen.code.values != 0)
     if chosen.overfull.size:
-        on = jnp.where(chosen.count == 0, on, chosen.weight * pre >= chosen.threshold)
+        on = jnp.where(chosen.spilled == 0, on, chosen.weight * pre >= chosen.threshold)
     return jnp.where(lax.stop_gradient(on), pre, 0.0)
 
 
@@ -211,7 +211,7 @@ def _by_case(chosen: tuple[Chosen, ...], none: Callable, few: Callable, many: Ca
     """Calls the cheapest function that is right: no row is overfull, few enough are, or more."""
     if not any(c.overfull.size for c in chosen):
         return none(*args)
-    case = [jnp.where(c.count > c.overfull.size, 2, jnp.minimum(c.count, 1)) for c in chosen]
+    case = [jnp.where(c.spilled > c.overfull.size, 2, jnp.minimum(c.spilled, 1)) for c in chosen]
     return lax.switch(jnp.max(jnp.stack(case)), [none, few, many], *args)
 
 
@@ -240,7 +240,7 @@ def prefix_edges(d_sae: int, prefixes: tuple[int, ...] = ()) -> Int[Array, " P"]
 
 
 def dense_reconstruct(x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges) -> Any:
-    """The reference for ``reconstruct``, by products of dense matrices and JAX's own gradients; ``product`` is not read."""
+    """The reference for ``reconstruct``, by dense matrices and JAX's own gradients; ``product`` is not read."""
     pre = (x - b_dec) @ W_enc + b_enc
 
     def one(chosen, edges):
@@ -333,9 +333,8 @@ def _reconstruct_backward(saved, gs):
             if e.shape[0] > 1:
                 at = jnp.einsum("bp,pbd->bd", _segment(i, e).astype(v.dtype), nested)
             to_pre = jnp.where(v != 0, jnp.sum(at * jnp.take(W_dec, i, 0), -1), 0.0)
-            return (
-                to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred), to_bias.at[i].add(to_pre)
-            )  # fmt: skip
+            to_dec, to_enc = to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred)
+            return to_dec, to_enc, to_bias.at[i].add(to_pre)
 
         return lax.fori_loop(0, c.ranks, add, carry)
 
