@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     shape: tuple[int, ...]
 
 
-def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given: Any) -> Kind:
+def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, block: int | None = None, **given: Any) -> Kind:
     """The population that a kind's config states.
 
     Args:
@@ -40,6 +40,7 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given:
         steps: of the run.
         seeds: members for each combination of what is swept.
         sample: inputs [batch, d_in] that the scale and b_dec are taken from.
+        block: members computed together.
         given: fields of Architecture and Training that the experiment says itself.
     """
     values = {k: v for k, v in c.items() if k not in ("recipe", "scale", "centre", "sweep")} | given
@@ -59,7 +60,9 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, **given:
     start = prepared(sample, c.scale, c.centre)
     hyper |= {n: np.repeat(start[n][None], len(grid), 0) for n in start}
     recipe = check.recipe(c, steps)
-    return Kind(arch, training, population(arch, training, hyper, recipe), (*map(len, sweep.values()), seeds))
+    return Kind(
+        arch, training, population(arch, training, hyper, recipe, block=block), (*map(len, sweep.values()), seeds)
+    )
 
 
 def train(

@@ -1,6 +1,6 @@
 """Arrays -> axes, in the colours and layouts of the papers; no arithmetic beyond layout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 GROUND = "#FCFBF8"
 """Background of the paper's panels."""
@@ -108,17 +110,18 @@ def log_line(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def cosine_map(ax: Axes, cosines: np.ndarray, write: bool = False) -> None:
+def cosine_map(ax: Axes, cosines: np.ndarray, write: bool = False) -> AxesImage:
     """Cosines of latents with true features [F, n] as a heat map on [-1, 1], one row a latent.
 
     Args:
         write: whether each number is written into its cell.
     """
-    ax.imshow(cosines, cmap=GRAM, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    image = ax.imshow(cosines, cmap=GRAM, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
     if write:
         for (i, j), v in np.ndenumerate(cosines):
             ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="w" if abs(v) > 0.6 else "0.2")
     ax.tick_params(length=0)
+    return image
 
 
 def dots(ax: Axes, x: np.ndarray, y: np.ndarray, width: float = 0.15) -> None:
@@ -127,3 +130,35 @@ def dots(ax: Axes, x: np.ndarray, y: np.ndarray, width: float = 0.15) -> None:
         here = x == value
         jitter = np.linspace(-width, width, here.sum()) if here.sum() > 1 else np.zeros(1)
         ax.plot(value + jitter, np.sort(y[here]), "o", ms=3, color="0.25", alpha=0.8, mew=0)
+
+
+def number_map(
+    ax: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    norm: Normalize,
+    form: Callable[[float], str],
+) -> AxesImage:
+    """Values [rows, columns] as a heat map, each number in its cell as ``form`` writes it, the first row below."""
+    image = ax.imshow(values, cmap=SHARED, norm=norm, interpolation="nearest", aspect="auto", origin="lower")
+    for (i, j), v in np.ndenumerate(values):
+        if np.isfinite(v):
+            ax.text(j, i, form(v), ha="center", va="center", fontsize=8, color="k" if norm(v) > 0.6 else "w")
+    ax.set(xticks=np.arange(len(columns)), yticks=np.arange(len(rows)), facecolor=GROUND)
+    ax.set_xticklabels(columns, fontsize=8)
+    ax.set_yticklabels(rows, fontsize=8)
+    ax.tick_params(length=0)
+    return image
+
+
+def outline_cell(ax: Axes, row: int, column: int, colour: str, width: float) -> None:
+    """A frame around one cell of a heat map."""
+    ax.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec=colour, lw=width))
+
+
+def activation_map(ax: Axes, acts: np.ndarray) -> AxesImage:
+    """Activations [samples, latents] as a heat map on [0, the largest], one row a sample."""
+    image = ax.imshow(acts, cmap=SHARED, vmin=0, interpolation="nearest", aspect="auto")
+    ax.tick_params(length=0)
+    return image

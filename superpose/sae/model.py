@@ -172,11 +172,14 @@ def fold_scale(
     """An SAE trained on scale * x (and scale_out * target) as one of x itself.
 
     h stays as it is: h(scale x) of the old one equals h(x) of the new one, and x_hat comes out in the units of x. For
-    an SAE (not a transcoder) ``scale_out`` is ``scale``.
+    an SAE (not a transcoder) ``scale_out`` is ``scale``. Matching pursuit has no encoder and keeps its unit rows: its h
+    comes out in the units of x too.
     """
-    if arch.activation == "matching_pursuit":
-        raise ValueError("a matching_pursuit SAE has no encoder to fold a scale into: give it scaled inputs")
     scale_out = scale if scale_out is None else scale_out
+    if arch.activation == "matching_pursuit":
+        if scale_out != scale:
+            raise ValueError("a matching_pursuit SAE has one scale, of x and x_hat: leave scale_out out")
+        return {**params, "b_dec": params["b_dec"] / scale}
     if arch.center and scale_out != scale:
         raise ValueError("an SAE that centres its input has one scale: leave scale_out out")
     out = dict(params)
