@@ -134,5 +134,6 @@ def claims(results, config):
     if "matching_pursuit" in order:
         rest = np.max([middle[k] for k in order if k not in ("matching_pursuit", "abs_topk")], 0)
         out.append(Claim("matching pursuit reconstructs better than all others with positive activations, at each L0",
-                         "SynthSAEBench", 0.0, float((middle["matching_pursuit"] - rest).min()), relation=">="))  # fmt: skip
+                         "SynthSAEBench", 0.0, 
+                         float((middle["matching_pursuit"] - rest).min()), 0.0, ">="))  # fmt: skip
     return out
