@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-sae test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -66,6 +66,18 @@ reproduce: $(READY) ## train and draw every figure into figures/, then print the
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:n3m2
 	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:nobias
 	$(PY) -m experiments.run --config=configs/toy/sweep.py
+	$(PY) -m experiments.ledger
+
+reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
+	$(PY) -m experiments.run --config=configs/sae/toy_to_sae.py
+	$(PY) -m experiments.run --config=configs/sae/absorption.py
+	$(PY) -m experiments.run --config=configs/sae/hedging.py
+	$(PY) -m experiments.run --config=configs/sae/matryoshka_tree.py
+	$(PY) -m experiments.run --config=configs/sae/recovery.py
+	$(PY) -m experiments.run --config=configs/sae/recipes.py
+	$(PY) -m experiments.run --config=configs/sae/pareto.py
+	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py
+	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py:4k
 	$(PY) -m experiments.ledger
 
 test: $(READY) ## run the tests

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import check
 from superpose.sae import metrics, recovery
 from superpose.sae.model import SAE, Architecture
-from superpose.sae.objective import Training, inference, member, population, prepared
+from superpose.sae.objective import Training, inference, member, population, prepared, resample
 from superpose.train.fit import Population, Sampler, fit
 
 SCORES = (
@@ -40,6 +40,7 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, block: i
         steps: of the run.
         seeds: members for each combination of what is swept.
         sample: inputs [batch, d_in] that the scale and b_dec are taken from.
+        resampled: whether dead latents are resampled at the steps ``config.resample_at`` of ``train``.
         block: members computed together.
         given: fields of Architecture and Training that the experiment says itself.
     """
@@ -59,9 +60,12 @@ def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, block: i
     hyper = {n: np.asarray([row[i] for row in grid]) for i, n in enumerate([*sweep, "seed"])}
     start = prepared(sample, c.scale, c.centre)
     hyper |= {n: np.repeat(start[n][None], len(grid), 0) for n in start}
-    recipe = check.recipe(c, steps)
+    recipe, between = check.recipe(c, steps), resample(arch, training) if resampled else None
     return Kind(
-        arch, training, population(arch, training, hyper, recipe, block=block), (*map(len, sweep.values()), seeds)
+        arch,
+        training,
+        population(arch, training, hyper, recipe, between=between, block=block),
+        (*map(len, sweep.values()), seeds),
     )
 
 
@@ -72,6 +76,7 @@ def train(
     return fit(
         {name: k.population for name, k in kinds.items()},
         steps=config.steps, key=key, source=source, workdir=workdir, log_every=config.log_every, title=title,
+        between_at=config.get("resample_at", ()),
     )  # fmt: skip
 
 

@@ -162,3 +162,13 @@ def activation_map(ax: Axes, acts: np.ndarray) -> AxesImage:
     image = ax.imshow(acts, cmap=SHARED, vmin=0, interpolation="nearest", aspect="auto")
     ax.tick_params(length=0)
     return image
+
+
+def score_bars(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str) -> None:
+    """Means of scores [kinds, seeds] as bars, a dot a seed."""
+    x = np.arange(len(values))
+    ax.bar(x, values.mean(1), width=0.7, color=plt.get_cmap("tab10")(x % 10), alpha=0.75)
+    dots(ax, np.repeat(x, values.shape[1]).astype(float), values.reshape(-1))
+    ax.set(xticks=x, title=title, facecolor=GROUND)
+    ax.set_xticklabels(labels, fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -33,7 +33,20 @@ TINY = {
     "phase_diagram": {"steps": 2, "log_every": 1, "cells": 4, "models": 2, "nodes": 2, "eval_nodes": 2, "block": 8},
     "sweep": {"steps": 2, "log_every": 1, "eval_batch": 64, "eval_batches": 1},
 }
+SAE = {"steps": 2, "log_every": 1, "seeds": 1, "batch": 16, "eval_batch": 64, "eval_batches": 1}
+TINY |= {
+    "absorption": SAE,
+    "hedging": SAE,
+    "matryoshka_tree": SAE,
+    "pareto": SAE,
+    "recipes": {**SAE, "resample_at": (1,)},
+    "recovery": SAE,
+    "synth_benchmark": {**SAE, "n": 256, "d": 16, "roots": 1},
+    "toy_to_sae": SAE,
+}
 """Two steps of each experiment; a config that is not listed here fails the test below."""
+NOT_RUN = {"synth_benchmark:16k"}
+"""Configs for machines that we don't have: they have no figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
 }
@@ -62,6 +75,12 @@ def hasty():
 def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     config = module.get_config(variant)
     config.update(TINY[config.experiment.split(".")[-1]])
+    for kind in config.get("kinds", {}).values():
+        kind.warmup = kind.recipe.warmup = 0
+    if "kind" in config:
+        config.kind.warmup = config.kind.recipe.warmup = 0
+    if "toy" in config:
+        config.toy.update(TINY["superposition_demo"])
     if "grid" in config:
         config.grid.seeds, config.grid.m = 2, config.grid.m[:1]  # each m is a program of its own
     experiment = importlib.import_module(f"experiments.{config.experiment}")
@@ -157,13 +176,15 @@ def test_committed_figures_are_made_by_the_full_configs():
         assert path.with_suffix(".png").exists()
 
 
-def test_every_full_config_has_its_figure_and_its_line_in_make_reproduce():
+def test_every_full_config_has_its_figure_and_its_line_in_the_makefile():
     recipe = (ROOT / "Makefile").read_text()
     for parameter in configs():
         module, variant = parameter.values
         if variant != "quick":
             name = module.__name__.split(".")[-1]
-            path = f"configs/toy/{name}.py" + ("" if variant == "full" else f":{variant}")
+            path = module.__name__.replace(".", "/") + ".py" + ("" if variant == "full" else f":{variant}")
+            if f"{name}:{variant}" in NOT_RUN:
+                continue
             assert f"--config={path}\n" in recipe
             assert (ROOT / "figures" / f"{name}{'' if variant == 'full' else '_' + variant}.json").exists()
 

@@ -1,14 +1,11 @@
-"""Files of SAEs: what is written is read back, each foreign layout by hand, and files that lie, are damaged or hostile.
+"""Layouts of SAEs: what is written is read back, each foreign layout by hand, and configs that can't be honoured.
 
+Hostile and damaged files of weights are in ``test_files``.
 Outputs are compared with the real libraries in ``parity/test_formats_parity.py``.
 """
 
 import base64
-import io
 import json
-import pickle
-import struct
-import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ml_dtypes import bfloat16
+from test_files import torch_save
 
 from superpose.sae import formats
 from superpose.sae.formats import Metadata, read, write_gemma_scope, write_saelens
@@ -202,7 +198,7 @@ def test_a_constant_factor_that_stands_beside_the_weights_is_folded(tmp_path):
     params = saelens(tmp_path, arch, normalize_activations="expected_average_only_in")
     with pytest.raises(ValueError, match="needs a factor that is in no file here"):
         read(tmp_path)
-    for wrong in (0, -1.0, "a", True, None):
+    for wrong in (0, -1.0, "a", True, None, 10**400, float("nan"), float("inf"), 1e-40):
         (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": wrong}))
         with pytest.raises(ValueError, match="must be positive, got"):
             read(tmp_path)
@@ -226,6 +222,9 @@ def test_a_batch_topk_checkpoint_is_the_jumprelu_that_it_becomes(tmp_path, resca
     np.testing.assert_allclose(found.params["W_enc"], factor * params["W_enc"], rtol=1e-6)
     np.testing.assert_array_equal(found.params["threshold"], np.full(6, 0.75))
     assert (found.arch, found.metadata.extra["k"]) == (arch, 2.5)
+    narrow = {**tensors, "topk_threshold": np.array(0.7531), "b_enc": np.zeros(6, np.float16)}
+    saelens(tmp_path, arch, narrow, architecture="batchtopk")
+    np.testing.assert_array_equal(read(tmp_path).params["threshold"], np.full(6, np.float32(0.7531)))
 
 
 def test_a_flat_config_of_before_version_6_is_understood(tmp_path):
@@ -249,6 +248,18 @@ def test_a_flat_config_of_before_version_6_is_understood(tmp_path):
 def test_log_threshold_of_earlier_checkpoints(tmp_path):
     saelens(tmp_path, JUMP, {"threshold": None, "log_threshold": np.log(np.arange(1, 7, dtype=np.float32))})
     np.testing.assert_allclose(read(tmp_path).params["threshold"], np.arange(1, 7), rtol=1e-6)
+    log = np.log(np.arange(1, 7)).astype(bfloat16)  # narrow numbers are widened before the exponential
+    saelens(tmp_path, JUMP, {"threshold": None, "log_threshold": log})
+    np.testing.assert_allclose(read(tmp_path).params["threshold"], np.exp(log.astype(float)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", ["log_threshold", "topk_threshold"])
+def test_of_two_thresholds_none_is_chosen(tmp_path, other):
+    saelens(
+        tmp_path, JUMP, {other: np.zeros(6 if other == "log_threshold" else (), np.float32)}, architecture="batchtopk"
+    )
+    with pytest.raises(ValueError, match=f"holds threshold and {other}: take out"):
+        read(tmp_path)
 
 
 def test_thresholds_below_zero_do_what_zero_does_behind_a_relu(tmp_path):
@@ -269,6 +280,11 @@ def test_thresholds_below_zero_do_what_zero_does_behind_a_relu(tmp_path):
         ({"normalize_activations": "covariance_whitening"}, "normalize_activations 'covariance_whitening'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z' can't be honoured"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor True"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm True can't be honoured: a jumprelu SAE"),
+        (
+            {"metadata__hook_name": "blocks.5.hook_resid_pre", "metadata__site": "mlp_out.3"},
+            "cfg.json: site 'mlp_out.3'",
+        ),
         ({"metadata__hook_head_index": 3}, "hook_head_index 3"),
         ({"activation_fn": "tanh-relu"}, "activation_fn 'tanh-relu'"),
         ({"activation_fn_kwargs": {"tanh": 1}}, "activation_fn_kwargs tanh"),
@@ -294,6 +310,25 @@ def test_what_saelens_says_and_cannot_be_honoured_is_refused_by_name(tmp_path, c
     saelens(tmp_path, JUMP, **change)
     with pytest.raises(ValueError, match=says):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "matching_pursuit"])
+def test_only_an_sae_that_chooses_can_choose_by_norms(tmp_path, name):
+    saelens(tmp_path, ARCHITECTURES[name], rescale_acts_by_decoder_norm=True)
+    with pytest.raises(ValueError, match="rescale_acts_by_decoder_norm True can't be honoured"):
+        read(tmp_path)
+
+
+def test_a_scaled_pursuit_is_folded_with_equal_outputs(tmp_path):
+    arch, x = ARCHITECTURES["matching_pursuit"], inputs()
+    W_dec = params_of(arch)["W_dec"]
+    unit = {"W_dec": W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)}
+    params = saelens(tmp_path, arch, unit, normalize_activations="expected_average_only_in") | unit
+    (tmp_path / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
+    found = read(tmp_path)
+    x_hat = outputs(arch, params, 0.5 * x)[1]
+    np.testing.assert_allclose(outputs(found.arch, found.params, x)[1], 2 * x_hat, atol=1e-5)
+    assert np.abs(outputs(arch, params, x)[1] - 2 * x_hat).max() > 0.1
 
 
 def test_scaling_factors_of_fine_tuning(tmp_path):
@@ -362,12 +397,59 @@ def test_bad_parameters_are_not_written(tmp_path, write, name, value, says):
         ({"d_in": 4}, "must not say d_in"),
         ({"hook_name": "x"}, "must not say hook_name"),
         ({"a": {1}}, "can't be written as JSON"),
+        ({"a": float("nan")}, "can't be written as JSON"),
+        ({"a": (1, 2)}, r"would not be read back as they are \(extra, 'a'\)"),
+        ({"a": {1: 2}}, r"would not be read back as they are \(extra, 'a'\)"),
+        ({"a": None}, r"would not be read back as they are \(extra\)"),
+        ({"model_name": "x"}, r"would not be read back as they are \(model, extra, 'model_name'\)"),
+        # what reading would take for a property of the SAE
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm True can't be honoured"),
+        ({"rescale_acts_by_decoder_norm": False}, "would not be read back"),
+        ({"hook_head_index": 3}, "hook_head_index 3 can't be honoured"),
+        ({"activation_fn": "topk"}, "would not be read back"),
     ],
 )
 def test_bad_metadata_is_not_written(tmp_path, extra, says):
     with pytest.raises(ValueError, match=says):
         write_saelens(tmp_path, JUMP, params_of(JUMP), Metadata(site="resid_pre.0", extra=extra))
     assert not list(tmp_path.iterdir())
+
+
+def test_metadata_of_another_type_are_not_written(tmp_path):
+    metadata = Metadata()
+    object.__setattr__(metadata, "model", 3)
+    with pytest.raises(ValueError, match="model_name must be of type str, got int"):
+        write_saelens(tmp_path, JUMP, params_of(JUMP), metadata)
+    object.__setattr__(metadata, "model", None)
+    object.__setattr__(metadata, "scaling", 2)  # a whole number, which JSON writes without a point, is no reason
+    write_saelens(tmp_path, JUMP, params_of(JUMP), metadata)
+    assert read(tmp_path).metadata.scaling == 2
+
+
+def test_a_site_and_a_hook_must_be_one_place():
+    assert Metadata(site="resid_pre.5", hook="blocks.5.hook_resid_pre").site == "resid_pre.5"
+    assert Metadata(site="mine.5", hook="somewhere").hook == "somewhere"
+    with pytest.raises(
+        ValueError, match=r"^site_out 'resid_pre.3' and hook_out 'blocks.5.hook_resid_pre' are different"
+    ):
+        Metadata(site_out="resid_pre.3", hook_out="blocks.5.hook_resid_pre")
+
+
+@pytest.mark.parametrize("write", [write_saelens, write_gemma_scope])
+def test_a_fold_beyond_float32_is_not_written(tmp_path, write):
+    arch = Architecture(4, 6, "jumprelu", d_out=4) if write is write_saelens else Architecture(4, 6, "jumprelu")
+    params = {name: np.full(shape, 1e30, np.float32) for name, shape in arch.shapes().items()}
+    with pytest.raises(
+        ValueError, match="b_dec folded out of the encoder: values are NaN or infinite: 6 of 6 in b_enc"
+    ):
+        write(tmp_path, arch, params, *((Metadata(),) if write is write_saelens else ()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_refuses_is_said(tmp_path):
+    (tmp_path / "cfg.json").mkdir()
+    with pytest.raises(WorkdirError, match=r"could not replace .*cfg.json: Is a directory"):
+        write_saelens(tmp_path, JUMP, params_of(JUMP), Metadata())
 
 
 @pytest.mark.parametrize("died", ["sae_weights.safetensors", "cfg.json"])
@@ -514,43 +596,6 @@ def test_bad_files_of_gemma_scope(tmp_path, changes, says):
         read(tmp_path)
 
 
-def header(shape: tuple[int, ...]) -> bytes:
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (header((10**9, 10**9)) + b"\0" * 16, "claims shape"),
-        (header((3,)) + b"\0" * 16, "claims shape"),
-        (header((-2, -2)) + b"\0" * 16, "claims shape"),
-        (b"no array", "is no array"),
-        (b"\x93NUMPY\x01\x00\x05\x00((((\n", "is no array"),
-        (b"", "is no array"),
-    ],
-)
-def test_arrays_that_lie_about_their_size(tmp_path, content, says):
-    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
-        archive.writestr("W_enc.npy", content)
-    with pytest.raises(ValueError, match=says):
-        read(tmp_path)
-
-
-def test_archives_that_unpack_to_too_much_or_are_cut_short(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "SLACK", 1000)
-    np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros((1000, 1000), np.float32))
-    with pytest.raises(ValueError, match="would unpack to 4000"):
-        read(tmp_path)
-    npz(tmp_path)
-    whole = (tmp_path / "params.npz").read_bytes()
-    for size in (0, 3, 100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "params.npz").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="is no whole archive"):
-            read(tmp_path)
-
-
 # --- Gemma Scope 2 and sparsify ---------------------------------------------------------------------------------------
 
 
@@ -636,6 +681,20 @@ def test_sparsify_centres_its_input_unless_it_transcodes(tmp_path):
     assert (found.metadata.hook, found.metadata.site_out) == ("layers.3.mlp.input", "mlp_out.3")
 
 
+def test_a_relative_path_sees_the_folders_above_it(tmp_path, monkeypatch):
+    run = {"model": "smol", "lr": 3}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    sparsify(tmp_path / "layers.3", Architecture(4, 6, "topk", k=2))
+    monkeypatch.chdir(tmp_path / "layers.3")
+    for path in (".", "", "sae.safetensors", "../layers.3"):
+        found = read(path).metadata
+        assert (found.model, found.site) == ("smol", "resid_post.3")
+        assert found.extra == {"expansion_factor": 2, "run": {"lr": 3}}  # what nobody took is kept
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(ValueError, match=r"/config.json: model must be of type str, got dict"):
+        read(".")
+
+
 def test_sparsify_width_by_expansion_and_signed_latents(tmp_path):
     sparsify(tmp_path / "a", Architecture(4, 8, "topk", k=2), num_latents=0, signed=True)
     assert read(tmp_path / "a").arch == Architecture(4, 8, "abs_topk", k=2)
@@ -658,69 +717,6 @@ def test_bad_files_of_sparsify(tmp_path, config, says):
 
 
 # --- dictionary_learning ----------------------------------------------------------------------------------------------
-
-
-class Name(str):
-    """A global in a pickle."""
-
-
-class Numbers(tuple):
-    """A persistent id in a pickle: what stands for a storage."""
-
-
-class Call(tuple):
-    """A function's name and its arguments: REDUCE."""
-
-
-STORAGES = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<i4": "IntStorage", "<i8": "LongStorage"}
-
-
-def pickled(value) -> bytes:
-    """Opcodes of protocol 2 that make ``value``, as torch.save writes them."""
-    match value:
-        case Name():
-            return b"c" + value.replace(" ", "\n").encode() + b"\n"
-        case Numbers():
-            return pickled(tuple(value)) + b"Q"
-        case Call():
-            return pickled(value[0]) + pickled(tuple(value[1])) + b"R"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            return b"J" + struct.pack("<i", value)
-        case str():
-            return b"X" + struct.pack("<I", len(value)) + value.encode()
-        case tuple():
-            return b"(" + b"".join(map(pickled, value)) + b"t"
-        case dict():
-            return b"}(" + b"".join(pickled(item) for pair in value.items() for item in pair) + b"u"
-    raise TypeError(value)
-
-
-ORDERED = Call((Name("collections OrderedDict"), ()))
-
-
-def tensor(storage: Numbers, offset=0, shape=(), strides=()) -> Call:
-    return Call((Name("torch._utils _rebuild_tensor_v2"), (storage, offset, shape, strides, False, ORDERED)))
-
-
-def archive(path: Path, pickle_: bytes, data: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", packing) as zipped:
-        zipped.writestr("ae/data.pkl", b"\x80\x02" + pickle_ + b".")
-        zipped.writestr("ae/byteorder", b"little")
-        for key, raw in data.items():
-            zipped.writestr(f"ae/data/{key}", raw)
-
-
-def torch_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    said, data = {}, {}
-    for key, array in enumerate(arrays.values()):
-        name = list(arrays)[key]
-        kind = Name(f"torch {STORAGES[array.dtype.str]}")
-        numbers = Numbers(("storage", kind, str(key), "cuda:0", array.size))
-        strides = tuple(step // array.itemsize for step in array.strides)
-        said[name], data[str(key)] = tensor(numbers, 0, array.shape, strides), array.tobytes("A")
-    archive(path, pickled(said), data)
 
 
 def test_a_file_that_torch_wrote(tmp_path):
@@ -811,6 +807,7 @@ def test_a_batch_topk_dictionary_is_a_jumprelu_once_its_threshold_is_known(tmp_p
         ({"k": 3}, {}, "says k=3, but ae.pt holds k=2"),
         ({}, {"k": np.array([2, 2])}, "k must be a whole number"),
         ({}, {"k": np.array(2.0)}, "k must be a whole number"),
+        ({}, {"k": np.array(True)}, "k must be a whole number"),
         ({}, {"threshold": np.zeros(6)}, "threshold one number"),
         ({}, {"threshold": np.array(np.nan)}, "6 of 6 in threshold"),
         ({"dict_size": 7}, {}, "says dict_size=7, but ae.pt holds biases of size 6"),
@@ -830,258 +827,31 @@ def test_bad_files_of_dictionary_learning(tmp_path, trainer, changes, says):
         read(tmp_path)
 
 
-def test_a_transcoder_of_dictionary_learning_is_refused(tmp_path):
+@pytest.mark.parametrize("io", ["in_and_out", "sideways", 3])
+def test_a_transcoder_of_dictionary_learning_is_refused(tmp_path, io):
     torch_save(tmp_path / "ae.pt", {"bias": np.zeros(4)})
-    given = {"trainer": {"dict_class": "AutoEncoder"}, "buffer": {"io": "in_and_out"}}
+    given = {"trainer": {"dict_class": "AutoEncoder"}, "buffer": {"io": io}}
     (tmp_path / "config.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match="io 'in_and_out'"):
+    with pytest.raises(ValueError, match=f"io {io!r} can't be honoured"):
         read(tmp_path)
 
 
-# --- hostile files ----------------------------------------------------------------------------------------------------
-
-FLOATS = Name("torch FloatStorage")
-SIX = Numbers(("storage", FLOATS, "0", "cpu", 6))
-
-
-def loaded(path: Path, pickle_: bytes, data: dict[str, bytes] | None = None) -> dict[str, np.ndarray]:
-    six = np.arange(6, dtype=np.float32).tobytes()
-    archive(path / "ae.pt", pickle_, {"0": six} if data is None else data)
-    return formats._torch(path / "ae.pt")
-
-
-def test_views_strides_and_kinds_of_numbers(tmp_path):
-    halves = Numbers(("storage", Name("torch BFloat16Storage"), "1", "cpu", 2))
-    asked = {
-        "all": tensor(SIX, 0, (2, 3), (3, 1)),
-        "transposed": tensor(SIX, 0, (3, 2), (1, 3)),
-        "part": tensor(SIX, 4, (2,), (1,)),
-        "one": tensor(SIX, 5),
-        "none": tensor(SIX, 6, (0, 3), (3, 1)),
-        "parameter": Call((Name("torch._utils _rebuild_parameter"), (tensor(SIX, 0, (1,), (1,)), True, ORDERED))),
-        "half": tensor(halves, 0, (2,), (1,)),
-    }
-    data = {"0": np.arange(6, dtype=np.float32).tobytes(), "1": np.array([1.5, -3e38], bfloat16).tobytes()}
-    found = loaded(tmp_path, pickled(asked), data)
-    grid = np.arange(6, dtype=np.float32).reshape(2, 3)
-    expected = {"all": grid, "transposed": grid.T, "part": [4, 5], "one": 5, "none": np.zeros((0, 3)), "parameter": [0]}
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value)
-    np.testing.assert_array_equal(found["half"], np.array([1.5, -3e38], bfloat16).astype(np.float32))
+@pytest.mark.parametrize(("io", "site"), [("in", None), ("out", "mlp_out.3"), (None, "mlp_out.3")])
+@pytest.mark.parametrize(("factor", "scaling"), [(4, 0.25), (4.0, 0.25), (5e-324, None), (-1.0, None), (True, None)])
+def test_where_a_dictionary_reads_and_by_what_it_was_scaled(tmp_path, io, site, factor, scaling):
+    _, arch, keys = DICTIONARIES[0]
+    torch_save(tmp_path / "ae.pt", stored_as(params_of(arch), keys))
+    trainer = {"dict_class": "AutoEncoder", "submodule_name": "model.layers.3.mlp", "norm_factor": factor}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"io": io}, "none": None}))
+    found = read(tmp_path).metadata
+    assert (found.site, found.scaling) == (site, scaling)
+    assert found.hook == ("model.layers.3.mlp.input" if io == "in" else "model.layers.3.mlp")
+    assert "none" not in found.extra
+    write_saelens(tmp_path / "again", arch, params_of(arch), found)
+    assert read(tmp_path / "again").metadata == found
 
 
-def test_a_state_dict_of_modules_and_a_newer_protocol(tmp_path):
-    one = pickled(tensor(SIX, 1))
-    ordered = pickled(ORDERED) + b"(" + pickled("w") + one + b"u"
-    versions = b"}" + pickled("_metadata") + pickled(ORDERED) + b"sb"
-    assert loaded(tmp_path, ordered + versions) == {"w": 1.0}
-    name = b"\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x93\x94"
-    one = one.replace(pickled(Name("torch._utils _rebuild_tensor_v2")), name)
-    newer = b"\x95" + b"\0" * 8 + b"}\x94(" + pickled("w") + one
-    assert loaded(tmp_path, newer + b"u") == {"w": 1.0}
-
-
-class Evil:
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_nothing_in_a_pickle_is_executed(tmp_path, protocol):
-    marker = tmp_path / "was here"
-    content = pickle.dumps({"w": Evil(marker)}, protocol)
-    with zipfile.ZipFile(tmp_path / "ae.pt", "w") as zipped:
-        zipped.writestr("ae/data.pkl", content)
-    with pytest.raises(ValueError, match=r"not run|not a name|opcode"):
-        read(tmp_path)
-    assert not marker.exists()
-    pickle.loads(content)
-    assert marker.exists()  # the control: the pickle is a live one
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["os system", "posix system", "builtins eval", "builtins getattr", "torch._utils _rebuild_tensor", "torch load",
-     "torch.storage _load_from_bytes", "collections OrderedDict.update", "numpy.core.multiarray _reconstruct"],
-)  # fmt: skip
-def test_globals_that_are_not_on_the_list(tmp_path, name):
-    content = {"w": Call((Name(name), ("echo",)))}
-    with pytest.raises(ValueError, match=f"asks for {name.replace(' ', '.')}, which is no constructor of tensors"):
-        loaded(tmp_path, pickled(content))
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        tensor(SIX, 0, (7,), (1,)),
-        tensor(SIX, 1, (6,), (1,)),
-        tensor(SIX, 0, (2, 3), (4, 1)),
-        tensor(SIX, 6, (), ()),
-        tensor(SIX, 2**31 - 1, (1,), (1,)),
-        tensor(SIX, 0, (2**30, 2**30), (0, 0)),  # one number, said a quintillion times
-        tensor(SIX, 0, (7,), (0,)),
-    ],
-)
-def test_views_out_of_bounds(tmp_path, asked):
-    with pytest.raises(ValueError, match="reaches outside its 6 numbers"):
-        loaded(tmp_path, pickled({"w": asked}))
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        tensor(SIX, -1, (2,), (1,)),
-        tensor(SIX, 5, (2,), (-1,)),
-        tensor(SIX, 0, (-1,), (1,)),
-        tensor(SIX, 0, (2,), ()),
-        tensor(SIX, 0, ("2",), (1,)),
-        tensor(SIX, 0, ((2,),), (1,)),
-        tensor(SIX, 0, (1,) * 9, (1,) * 9),
-    ],
-)
-def test_shapes_and_strides_that_are_none(tmp_path, asked):
-    with pytest.raises(ValueError, match="shape and strides are no whole numbers from 0"):
-        loaded(tmp_path, pickled({"w": asked}))
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (pickled({"w": tensor(Numbers(("storage", FLOATS, "0", "cpu", 7)))}), "don't have the size"),
-        (pickled({"w": tensor(Numbers(("storage", FLOATS, "9", "cpu", 6)))}), "don't have the size"),
-        (pickled({"w": tensor(Numbers(("storage", Name("torch LongStorage"), "0", "cpu", 6)))}), "don't have the size"),
-        (pickled({"w": tensor(Numbers(("storage", Name("collections OrderedDict"), "0", "cpu", 6)))}), "names numbers"),
-        (pickled({"w": tensor(Numbers(("module", FLOATS, "0", "cpu", 6)))}), "names numbers"),
-        (pickled({"w": tensor(Numbers(("storage", "torch FloatStorage", "0", "cpu", 6)))}), "names numbers"),
-        (pickled({"w": tensor(Numbers(()))}), "names numbers"),
-        (pickled({"w": Call((Name("torch._utils _rebuild_tensor_v2"), ()))}), "no constructor of tensors"),
-        (pickled({"w": Call((Name("torch FloatStorage"), (6,)))}), "no constructor of tensors"),
-        (pickled({"w": Call(("os.system", ("ls",)))}), "no constructor of tensors"),
-        (pickled({"w": 3}), "holds no dict of tensors"),
-        (pickled(tensor(SIX)), "holds no dict of tensors"),
-        (b"}(K\x01K\x02u", "with names as keys"),
-        (b"}" + pickled("w") + b"u", "its pickle is damaged"),
-        (b"", "its pickle is damaged"),
-        (b"0", "opcode POP"),
-        (b"}}b" + b"b", "its pickle is damaged"),
-        (pickled(tensor(SIX)) + b"}b", "sets the state of something that is no dict"),
-        (b"}r\xff\xff\xff\x7f", None),  # a memo of 2^31 places, which C would make room for
-        (b"}j\xff\xff\xff\x7f", "its pickle is damaged"),
-        (b"X\xff\xff\xff\x7f", "its pickle is damaged"),
-        (b"\xff", "its pickle is damaged"),
-        (b"(" * 100_000 + b"t" * 100_000, "holds no dict of tensors"),
-        (b")" + b"\x85" * 200_000, "holds no dict of tensors"),
-        (b"0" * 300_000, "data.pkl takes more than"),
-        (pickled({"w": tensor(SIX, 0, (2,), (1,))}) + b"(" + b"\x93", "its pickle is damaged"),
-        (b"cos\nsystem\n(X\x02\0\0\0lstR", "asks for os.system"),
-        (b"(X\x02\0\0\0lsios\nsystem\n", "opcode INST"),
-        (pickled("os") + pickled("system") + b"\x93", "asks for os.system"),
-        (b"\x82\x01", "opcode EXT1"),
-        (b")\x81", "opcode NEWOBJ"),
-        (b"U\x01a", "opcode SHORT_BINSTRING"),
-        (b"S'\\q'\n", "opcode STRING"),
-        (b"]", "opcode EMPTY_LIST"),
-    ],
-)
-def test_pickles_that_no_torch_wrote(tmp_path, content, says):
-    if says is None:
-        assert loaded(tmp_path, content) == {}
-        return
-    with pytest.raises(ValueError, match=says):
-        loaded(tmp_path, content)
-
-
-def test_archives_that_no_torch_wrote(tmp_path):
-    path, good = tmp_path / "ae.pt", pickled({"w": tensor(SIX)})
-    data = {"0": np.zeros(6, np.float32).tobytes()}
-    archive(path, good, data, zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match="entries are packed or overlap"):
-        read(path)
-    path.write_bytes(pickle.dumps({"w": 1}, 2))
-    with pytest.raises(ValueError, match=r"is no zip archive, as torch.save writes since version 1.6"):
-        read(path)
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr("ae/data.pkl", b"\x80\x02}.")
-        zipped.writestr("ae/byteorder", b"big")
-    with pytest.raises(ValueError, match="another byte order"):
-        read(path)
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr("a/data.pkl", b"\x80\x02}.")
-        zipped.writestr("b/data.pkl", b"\x80\x02}.")
-    with pytest.raises(ValueError, match=r"data.pkl, once"):
-        read(path)
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr("a/other", b"")
-    with pytest.raises(ValueError, match=r"data.pkl, once"):
-        read(path)
-    archive(path, good, data)
-    whole = path.read_bytes()
-    broken = bytearray(whole)
-    broken[whole.index(data["0"]) + 5] ^= 1
-    path.write_bytes(broken)
-    with pytest.raises(ValueError, match=r"is no whole archive .*CRC"):
-        read(path)
-    for size in (5, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="is no whole archive"):
-            read(path)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_a_pickle_with_any_byte_changed_is_read_or_refused_with_a_sentence(tmp_path_factory, data):
-    content = bytearray(pickled({"w": tensor(SIX, 0, (2, 3), (3, 1)), "b": tensor(SIX, 4, (2,), (1,))}))
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
-    try:
-        found, said = loaded(tmp_path_factory.getbasetemp(), bytes(content)), ""
-    except ValueError as error:
-        found, said = {}, str(error)
-    assert not said or "ae.pt" in said
-    assert all(value.size <= 6 for value in found.values())
-
-
-def safe(header_: dict | bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    text = header_ if isinstance(header_, bytes) else json.dumps(header_).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + body
-
-
-GOOD = safetensors.numpy.save(params_of(JUMP))
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "is no whole safetensors file"),
-        (GOOD[:5], "is damaged or hostile"),
-        (GOOD[:200], "is damaged or hostile"),
-        (GOOD[:-1], "is no whole safetensors file"),
-        (GOOD + b"\0", "is no whole safetensors file"),
-        (safe({}, length=2**63), "claims a header of 9223372036854775808 bytes"),
-        (safe(b"[" * 50_000), "is no whole safetensors file"),
-        (safe({"W_enc": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"\0" * 4), "no whole"),
-        (safe({"W_enc": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}}, b"\0" * 24), "no whole"),
-        (safe({"W_enc": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4), "W_enc is stored as I32"),
-        (safe({"W_enc": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "stored as F8_E4M3"),
-        (safe({}), r"missing \['W_dec', 'W_enc', 'b_dec', 'b_enc', 'threshold'\]"),
-    ],
-)
-def test_damaged_and_hostile_safetensors(tmp_path, content, says):
-    saelens(tmp_path, JUMP)
-    (tmp_path / "sae_weights.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=says):
-        read(tmp_path)
-
-
-def test_headers_that_are_too_long(tmp_path, monkeypatch):
-    saelens(tmp_path, JUMP)
-    monkeypatch.setattr(formats, "MAX_HEADER", 50)
-    with pytest.raises(ValueError, match="claims a header"):
-        read(tmp_path)
+# --- weights and configs that do not fit ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1130,6 +900,13 @@ def test_damaged_configs(tmp_path, monkeypatch, content, says):
         read(tmp_path)
     monkeypatch.setattr(formats, "MAX_JSON", 0)
     with pytest.raises(ValueError, match="takes more than 0 bytes"):
+        read(tmp_path)
+
+
+def test_a_file_without_tensors(tmp_path):
+    saelens(tmp_path, JUMP)
+    safetensors.numpy.save_file({}, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(ValueError, match=r"missing \['W_dec', 'W_enc', 'b_dec', 'b_enc', 'threshold'\]"):
         read(tmp_path)
 
 

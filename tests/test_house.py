@@ -17,6 +17,8 @@ NEVER = {
     "superpose/sae": {"superpose.plot", "superpose.toy"},
     "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.toy", "superpose.sae", "jax"},
     "experiments/toy": {"absl", "ml_collections"},
+    "experiments/sae": {"absl", "ml_collections"},
+    "experiments/kinds.py": {"absl", "ml_collections", "matplotlib"},
     "benchmarks": {"absl", "ml_collections", "configs"},
 }
 """Part of the house -> what it may not import."""

@@ -348,20 +348,47 @@ def test_squares_beyond_float32_are_refused():
         stream(x, -x, x)
 
 
+def test_squares_that_vanish_in_float32_are_refused():
+    x, x_hat, acts = data(mean=0)
+    with pytest.raises(ValueError, match=r"vanish in float32 at 600 of 600 tokens: scale x and x_hat up"):
+        stream(1e-25 * x, 1e-25 * x_hat, acts)
+    zeros = np.where(np.arange(600)[:, None] % 2, 1e-12 * x, 0)  # small ones, and zeros themselves, are fine
+    exact = 0.25 * np.sum(zeros**2) / np.sum((zeros - zeros.mean(0)) ** 2)
+    assert score(zeros, 0.5 * zeros).fvu == pytest.approx(exact, rel=2e-6)
+
+
 def test_bad_shapes_and_empty_streams_are_said():
     x = jnp.ones((4, 3))
     plain = inspect.unwrap(metrics.sums)  # the checks of a user's run, without those of the tests' type checker
     for args in ((x, x[:, :1], x), (x, x[0], x), (x, x, x[:3]), (x[:0], x[:0], x[:0])):
         with pytest.raises(ValueError, match=r"must both be \[B, d\] and acts \[B, F\] with B >= 1"):
             plain(*args)
-    with pytest.raises(ValueError, match=r"mask must be \[B\]"):
-        plain(x, x, x, jnp.ones(3, bool))
+    # Numbers as a mask would be summed: 2 for one token, or 0.5 for each of two.
+    for mask in (jnp.ones(3, bool), jnp.array([2, 0, 1, 1]), jnp.array([0.5, 0.5, 0, 0])):
+        with pytest.raises(ValueError, match=r"mask must be \[B\] = \(4,\) of True and False, got"):
+            inspect.unwrap(metrics.kept)(mask, 4)
     with pytest.raises(ValueError, match="keep one total for each SAE"):
         metrics.add(stream(x, x, x), metrics.sums(x, x, x[:, :2]))
     with pytest.raises(ValueError, match="no token was counted"):
         metrics.scores(stream(x, x, x, mask=np.zeros(4, bool)))
     with pytest.raises(ValueError, match="one entry for each of 3 latents"):
         metrics.scores(stream(x, x, x), np.ones(2))
+    for norm in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match="norms must be finite and not below 0"):
+            metrics.scores(stream(x, x, x), np.array([1, norm, 1]))
+    for q in (150, -5, np.nan):
+        with pytest.raises(ValueError, match=r"percentiles need q in \[0, 100\]"):
+            metrics.percentiles(np.array([1, 1]), (50, q))
+    for empty in (np.zeros(3, int), np.zeros(0, int)):
+        with pytest.raises(ValueError, match=r"at least one token, got .* of 0 tokens"):
+            metrics.percentiles(empty)
+    for below in (0, -1, np.nan, 2):
+        with pytest.raises(ValueError, match=rf"below must be a share of the tokens in \(0, 1\], got {below}"):
+            metrics.ultra_low(stream(x, x, x), below)
+    with pytest.raises(ValueError, match=r"W_enc must be \[d, F\] for W_dec \[F, d\], got \(3,\) and \(3,\)"):
+        inspect.unwrap(metrics.encoder_decoder_cosine)(jnp.ones(3), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"at least 2 rows by blocks of at least 1, got \(3,\)"):
+        inspect.unwrap(metrics.max_cosine)(jnp.ones(3))
 
 
 # ---- weights

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -400,6 +401,24 @@ def test_nan_counts_as_no_firing():
         rec.firings(acts, features, MATCH)
 
 
+def test_squares_beyond_float32_are_no_missing_correlation():
+    a, b = f32([[1e20], [0], [2e20]]), f32([[1], [0], [1]])
+    with pytest.raises(ValueError, match="squares of acts or features exceed the range of float32"):
+        stream(rec.pairs, (a, b), np.array([0]))
+    assert rec.correlation(stream(rec.pairs, (a / 1e10, b), np.array([0])))[0] == pytest.approx(
+        np.sqrt(3) / 2, abs=1e-6
+    )
+
+
+def test_two_hosts_make_the_total_of_one():
+    acts, features = activity()
+    i = np.array([0])
+    for batch, rest in ((rec.coactivation, ()), (rec.pairs, (MATCH,)), (rec.edges, (i, i + 1, i))):
+        one, other = (stream(batch, (acts[part], features[part]), *rest) for part in (slice(0, 150), slice(150, 400)))
+        whole = stream(batch, (acts, features), *rest, cuts=(150,))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), rec.add(one, other), whole)
+
+
 def test_a_match_must_name_a_feature():
     acts, features = activity()
     wrong = MATCH.copy()
@@ -428,8 +447,12 @@ def test_shapes_that_do_not_fit_are_said():
     cosines, coactivation, pairs = map(inspect.unwrap, (rec.cosines, rec.coactivation, rec.pairs))
     with pytest.raises(ValueError, match=r"W_dec must be \[F, d\] and directions \[n, d\]"):
         cosines(jnp.ones((3, 2)), jnp.ones((3, 4)))
-    with pytest.raises(ValueError, match=r"live must have one entry for each of 3 latents"):
-        inspect.unwrap(rec._sizes)(np.eye(3), np.ones(2, bool))
+    # Numbers in place of True and False would be indices: latents 1, 0 and 1.
+    for live in (np.ones(2, bool), np.array([1, 0, 1])):
+        with pytest.raises(ValueError, match=r"live must have one entry for each of 3 latents, True or False, got"):
+            inspect.unwrap(rec._living)(live, 3)
+    with pytest.raises(ValueError, match=r"cosines must be \[F, n\] with at least one latent"):
+        inspect.unwrap(rec._sizes)(np.ones(3), None)
     with pytest.raises(ValueError, match="a feature for each of 7 latents"):
         pairs(acts, features, np.zeros(5, int))
     total = stream(rec.coactivation, (acts, features))
@@ -441,6 +464,14 @@ def test_shapes_that_do_not_fit_are_said():
         rec.add(None, jax.vmap(rec.coactivation)(acts[None].repeat(2, 0), features[None].repeat(2, 0)))
     with pytest.raises(ValueError, match="at least one batch"):
         rec.best_threshold([])
+    streams = [rec.firings(acts[:, :k], features, MATCH[:k]) for k in (7, 3)]
+    with pytest.raises(ValueError, match="firings are of different numbers of latents"):
+        rec.best_threshold(streams)
+    for index in (MATCH.astype(float), MATCH > 0):
+        with pytest.raises(ValueError, match="named by whole numbers"):
+            inspect.unwrap(rec._strays)(jnp.asarray(index), 5)
+        with pytest.raises(ValueError, match="one of 5 features for each of 7 latents"):
+            inspect.unwrap(rec.confusion)(total, index)
     for size in (0, 2**24):
         shapes = [jax.ShapeDtypeStruct((size, 1), jnp.float32)] * 2
         with pytest.raises(ValueError, match="between 1 and 16777215 tokens"):

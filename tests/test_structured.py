@@ -1,6 +1,8 @@
 """Structured worlds against closed forms, brute force and SciPy; every draw is fixed by its key."""
 
+import inspect
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -428,6 +430,12 @@ def test_named_worlds_are_as_active_as_they_say(name):
     assert (x != draw(truth.world, truth.density, seed=1)).any()
 
 
+def test_noise_that_silences_features_is_in_their_marginals():
+    truth = st.parent_child(noise=1.0)
+    on = stats.norm.cdf(1)  # P(N(1, 1) > 0)
+    np.testing.assert_allclose(truth.active, [0.25 * on, 0.05 * on**2, 0.05 * on, 0.05 * on], rtol=1e-6)
+
+
 def test_matryoshka_children():
     """Exclusive: P(exactly one child | parent) = 0.6; binary, or with 5 % noise."""
     truth, noisy = st.matryoshka_tree(), st.matryoshka_tree(noise=0.05)
@@ -568,10 +576,72 @@ TWO = np.array([-1, 0])
             lambda: st.copula(3, magnitude=st.rectified_normal(MEAN, STD)),
             r"^3 features need a magnitude for each, but it has 2\.$",
         ),
+        (
+            lambda: st.copula(3, magnitude=st.constant(MEAN)),  # JAX would take the last value for feature 2
+            r"^3 features need a magnitude for each, but it has 2\.$",
+        ),
+        (lambda: st.copula(3, magnitude=st.uniform(MEAN)), r"^3 features need a magnitude for each, but it has 2\.$"),
+        (lambda: st.copula(3, magnitude=st.folded_normal(MEAN, 1.0)), r"^3 features need a magnitude for each, but"),
+        (
+            lambda: st.constant(np.zeros(0)),
+            r"^parameters must be scalars or have one entry for each feature, but their",
+        ),
+        (lambda: st.folded_normal(np.nan, 1.0), r"^\|mean\| \+ std must be positive and finite, but it is nan\.$"),
+        (lambda: st.folded_normal(0.0, 0.0), r"^\|mean\| \+ std must be positive and finite, but it is 0.0\.$"),
+        (lambda: st.copula(2, magnitude=st.Magnitude(lambda u, i: u, live=2.0)), r"^live must lie in \[0, 1\], but"),
+        (lambda: st.copula(2, magnitude=st.Magnitude(lambda u, i: u, live=np.ones(3))), r"^live must be a scalar or"),
         (lambda: st.constant(0.0), r"^value must be positive and finite, but it is 0.0\.$"),
         (lambda: st.folded_normal(1.0, -1.0), r"^std must be non-negative and finite, but it is -1.0\.$"),
         (lambda: st.conditioned(st.copula(2), 0), r"^silent samples need at least one draw, but limit is 0\.$"),
         (lambda: st.random_factor(2, 0, 0.1, 0), r"^a factor needs rank >= 1 and scale >= 0, but rank is 0 and"),
+        (
+            lambda: st.random_factor(2, 1, np.inf, 0),
+            r"^a factor needs rank >= 1 and scale >= 0, but rank is 1 and scale",
+        ),
+        (lambda: st.random_correlation(0, 0), r"^a correlation matrix needs at least one feature, but n is 0\.$"),
+        (
+            lambda: st.marginals(0.1, np.zeros(0, int)),
+            r"^parent must be one index from -1 \(a root\) to -1 for each fea",
+        ),
+        (lambda: st.marginals(1.5, TWO), r"^density must lie in \[0, 1\], but it goes from 1\.5 to 1\.5\.$"),
+        (lambda: st.marginals(np.nan, TWO), r"^density must lie in \[0, 1\], but it goes from nan to nan\.$"),
+        (lambda: st.marginals(0.1, TWO, live=2.0), r"^live must lie in \[0, 1\], but it goes from 2 to 2\.$"),
+        (
+            lambda: st.marginals(0.1, TWO, gate="hard"),
+            r"^unknown gate 'hard': choose one of proportional, threshold\.$",
+        ),
+        (
+            lambda: st.marginals(0.8, TWO, factor=np.full((2, 1), 0.5), gate="proportional"),
+            r"^gate 'proportional' is exact for densities up to 1/2, but the largest is 0\.8\.$",
+        ),
+        (
+            lambda: st.matryoshka_tree(parents=-1),
+            r"^a tree needs parents, children and free >= 0 and a feature, but th",
+        ),
+        (lambda: st.matryoshka_tree(children=-1), r"^a tree needs parents, children and free >= 0 and a feature, but"),
+        (lambda: st.matryoshka_tree(parents=0, free=0), r"^a tree needs parents, children and free >= 0 and a feature"),
+        (
+            lambda: st.sharkey(8, -3),
+            r"^it needs n >= 1, active > 0 and decay in \(0, 1\], but they are 8, -3, 0\.99\.$",
+        ),
+        (
+            lambda: st.sharkey(8, 1, np.nan),
+            r"^it needs n >= 1, active > 0 and decay in \(0, 1\], but they are 8, 1, nan",
+        ),
+        (lambda: st.sharkey(0, 1), r"^it needs n >= 1, active > 0 and decay in \(0, 1\], but they are 0, 1, 0\.99\.$"),
+        (lambda: st.directions(prng.key(0), 3, 3, lr=np.nan), r"^lr must be non-negative and finite, but it is nan\.$"),
+        (
+            lambda: st.overlaps(jnp.ones((1, 3))),
+            r"^directions overlap with one another: at least 2 are needed, but the",
+        ),
+        (
+            lambda: st.Embedding(st.copula(2), 1.5, np.ones((2, 4))),
+            r"^density must lie in \[0, 1\], but it goes from 1",
+        ),
+        (
+            lambda: st.Embedding(st.copula(2), np.nan, np.ones((2, 4))),
+            r"^density must lie in \[0, 1\], but it goes from",
+        ),
         (lambda: st.tree(st.copula(3), TWO), r"^parent must have shape \(3,\), but its shape is \(2,\)\.$"),
         (lambda: st.tree(st.copula(2), np.array([1, 0])), r"^parent has a loop: "),
         (lambda: st.tree(st.copula(2), np.array([-1, 2])), r"^parent must be one index from -1 \(a root\) to 1 for"),
@@ -613,3 +683,58 @@ TWO = np.array([-1, 0])
 def test_bad_input_is_named_in_one_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def bare(function):
+    """As a user calls it, whom no type checker watches."""
+    return inspect.unwrap(function)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: bare(st._length)(MEAN, np.ones(3)), r"^parameters must be scalars or have one entry for each feature"),
+        (
+            lambda: bare(st._probabilities)("p", np.ones(3), 2),
+            r"^p must be a scalar or have shape \(2,\), but its shape",
+        ),
+        (
+            lambda: bare(st.tree)(st.copula(2), TWO, unit=np.ones(3)),
+            r"^unit must be a scalar or have shape \(2,\), but",
+        ),
+        (
+            lambda: bare(st._shares)(np.full(3, 0.1), TWO, False),
+            r"^wanted needs one density for each of 2 features, but",
+        ),
+        (
+            lambda: bare(st._forest)(np.array([-1.0, 0.0]), False),
+            r"^parent must be one index from -1 \(a root\) to 1 for",
+        ),
+        (lambda: bare(st._forest)(np.array(-1), False), r"^parent must be one index from -1 \(a root\) to 0 for each"),
+        (
+            lambda: bare(st._forest)(TWO, "no"),
+            r"^exclusive must be one bool or 2, but its shape is \(\), its type <U2\.$",
+        ),
+        (
+            lambda: bare(st.Embedding.__post_init__)(SimpleNamespace(directions=np.ones(2))),
+            r"^directions must have shape \(n, d\), but their shape is \(2,\)\.$",
+        ),
+    ],
+)
+def test_shapes_and_types_that_no_checker_stopped_are_named(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_an_embedding_may_be_made_of_traced_densities():
+    W = np.eye(2, 3, dtype=np.float32)
+    sample = jax.jit(lambda p: st.Embedding(st.copula(2), p, W).sample(prng.key(0), 8))
+    np.testing.assert_array_equal(sample(0.5), st.Embedding(st.copula(2), 0.5, W).sample(prng.key(0), 8))
+
+
+def test_overlaps_of_tiny_and_huge_rows():
+    W = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    sizes = np.array([1e-25, 1e25, 1, 1e-30], np.float32)[:, None]
+    np.testing.assert_allclose(
+        st.overlaps(jnp.asarray(sizes * W)).largest, st.overlaps(jnp.asarray(W)).largest, rtol=1e-5
+    )

@@ -70,12 +70,8 @@ def draw(results, config):
         ("l0", "$L_0$"),
     )
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), dpi=110, layout="constrained")
-    colours = plt.get_cmap("tab10")(np.arange(len(order)))
-    x = np.arange(len(order))
     for p, (ax, (score, title)) in enumerate(zip(axes.flat, panels, strict=True)):
-        values = np.stack([results[f"{k}_{score}"] for k in order])
-        ax.bar(x, values.mean(1), width=0.7, color=colours, alpha=0.75)
-        plot.dots(ax, np.repeat(x, values.shape[1]).astype(float), values.reshape(-1))
+        plot.score_bars(ax, np.stack([results[f"{k}_{score}"] for k in order]), [NAMES[k] for k in order], title)
         if score == "l0":
             ax.axhline(config.l0, color="k", lw=0.8, ls="--")
             ax.text(len(order) - 0.4, config.l0, "target", fontsize=8, va="bottom", ha="right")
@@ -83,9 +79,6 @@ def draw(results, config):
             known = [(i, PUBLISHED[k][p]) for i, k in enumerate(order) if k in PUBLISHED]
             ax.plot(*zip(*known, strict=True), "o", mfc="none", mec="k", ms=8, ls="none")
             ax.set_ylim(0, 1)
-        ax.set(xticks=x, title=title, facecolor=plot.GROUND)
-        ax.set_xticklabels([NAMES[k] for k in order], fontsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"SynthSAEBench at {config.n:,} features in {config.d} dimensions, {config.d_sae} latents; {config.seeds} seeds"
         "\ndots: seeds; open circles: the published benchmark, 16,384 features in 768 dimensions, L0 = 25",

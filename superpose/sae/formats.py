@@ -1,10 +1,8 @@
 """Published SAEs as arrays: reads SAELens, Gemma Scope 1 and 2, dictionary_learning and sparsify; writes the first two.
 
-``read`` tells the format by the files that are there. It executes nothing: safetensors and npz hold numbers only, and
-of a torch pickle a fixed list of opcodes and of tensor constructors is interpreted here. What is in a file is used,
-kept in ``Metadata.extra``, or refused with one sentence. Names and orientation are those of ``Architecture.shapes``;
-
-in the files the encoder sees, and arrays stand:
+``read`` tells the format by the files that are there; ``files`` takes the arrays out of them and executes nothing. What
+a config says is used, kept in ``Metadata.extra``, or refused with one sentence, and no array is ignored. Names and
+orientation here are those of ``Architecture.shapes``; in the files the encoder sees, and arrays stand:
 
 - SAELens: x - b_dec if ``apply_b_dec_to_input``; ``W_skip`` is [d_out, d_in].
 - Gemma Scope 1: x; some files have lower-case keys.
@@ -18,36 +16,28 @@ Norms of decoder rows are left as they are, except where a SAELens file says tha
 activations: there they are folded into the encoder, which changes no output.
 """
 
-import contextlib
 import io
 import json
-import math
-import pickletools
+import os
 import re
-import struct
-import tokenize
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jaxtyping import Float32
 
+from superpose.sae.files import read_npz, read_safetensors, read_torch
 from superpose.sae.model import Architecture, fold_scale
-from superpose.train.checkpoint import write_atomically
+from superpose.train.checkpoint import WorkdirError, write_atomically
+
+_T = TypeVar("_T")
 
 SAELENS = "6.54.12"  # the version of SAELens whose layout is written
 MAX_JSON = 16 * 2**20
-MAX_HEADER = 16 * 2**20  # of a safetensors file; an SAE's takes about 1 kB
-MAX_PICKLE = 2**18  # of a torch archive without its numbers; an SAE's takes about 1 kB
-SLACK = 64 * 2**20  # a compressed archive may unpack to this many bytes, or to 100 times its size
 
 # Site -> hook of TransformerLens. Its hook_mlp_in is what enters the layer norm before the MLP.
 HOOKS = {
@@ -94,7 +84,7 @@ def hook_of(site: str) -> str | None:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an SAE was trained on; None where nobody said. A hook and its site fill each other in.
+    """What an SAE was trained on; None where nobody said. A hook and its site fill each other in, and must agree.
 
     Attributes:
         model: name of the language model.
@@ -125,6 +115,8 @@ class Metadata:
     def __post_init__(self):
         for side in ("", "_out"):
             site, hook = getattr(self, f"site{side}"), getattr(self, f"hook{side}")
+            if site is not None and hook is not None and site_of(hook) not in (None, site):
+                raise ValueError(f"site{side} {site!r} and hook{side} {hook!r} are different places: leave one out")
             if site is None and hook is not None:
                 object.__setattr__(self, f"site{side}", site_of(hook))
             if hook is None and site is not None:
@@ -149,7 +141,7 @@ def read(path: str | Path) -> Published:
     Raises:
         ValueError: the format is unknown, the files are damaged or don't agree, or the SAE can't be honoured.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # names of folders above it tell what it is
     if path.name in ("cfg.json", "config.json"):
         path = path.parent
     known = ", ".join(f"{weights} ({name})" for name, (weights, _) in FORMATS.items())
@@ -207,18 +199,42 @@ def write_saelens(folder: str | Path, arch: Architecture, params: Mapping[str, A
     said = _to_saelens(metadata)
     if clash := sorted(metadata.extra.keys() & (cfg.keys() | said.keys())):
         raise ValueError(f"metadata.extra must not say {', '.join(clash)}, which have their own places: leave them out")
-    cfg["metadata"] = said | metadata.extra
-    try:
-        text = json.dumps(cfg, indent=2)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the metadata can't be written as JSON ({error}): keep numbers, strings and lists") from error
+    text = _saelens_json(cfg | {"metadata": said | metadata.extra}, metadata, folder / "cfg.json")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # strides would be lost
-    with contextlib.suppress(
-        FileNotFoundError, NotADirectoryError
-    ):  # or an old cfg.json would vouch for half-written weights
-        (folder / "cfg.json").unlink()
+    try:
+        (folder / "cfg.json").unlink()  # or an old one would vouch for half-written weights
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise WorkdirError(f"could not replace {folder / 'cfg.json'}: {error.strerror}; make way and retry") from error
     write_atomically(folder / "sae_weights.safetensors", safetensors.numpy.save(contiguous))
     write_atomically(folder / "cfg.json", text.encode())
+
+
+def _saelens_json(cfg: dict[str, Any], metadata: Metadata, where: Path) -> str:
+    """The text of ``cfg.json``, from which the metadata are read back as they are.
+
+    Raises:
+        ValueError: they would not be: something is no JSON, or has a name that is taken for something else.
+    """
+    try:
+        text = json.dumps(cfg, indent=2, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the metadata can't be written as JSON ({error}): keep numbers, strings and lists") from error
+    facts = _saelens_facts(json.loads(text), where)
+    _saelens_architecture(facts, where)
+    facts.pop("normalize_activations")
+    back = _from_saelens(facts, None, where)
+    changed = [one.name for one in fields(Metadata) if getattr(back, one.name) != getattr(metadata, one.name)]
+    if "extra" in changed:
+        names = metadata.extra.keys() | back.extra.keys()
+        changed += sorted(repr(name) for name in names if metadata.extra.get(name) != back.extra.get(name))
+    if changed:
+        raise ValueError(
+            f"the metadata would not be read back as they are ({', '.join(changed)}): keep to strings as keys, to "
+            "lists, and to names that mean nothing in cfg.json, and leave out None"
+        )
+    return text
 
 
 def write_gemma_scope(path: str | Path, arch: Architecture, params: Mapping[str, Any]) -> None:
@@ -264,9 +280,10 @@ def _writable(layout: str, arch: Architecture, params: Mapping[str, Any]) -> dic
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def _architecture(where: Path, **values: Any) -> Architecture:
+def _made(kind: type[_T], where: Path, **values: Any) -> _T:
+    """An ``Architecture`` or ``Metadata``, whose complaints name the file."""
     try:
-        return Architecture(**values)
+        return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -314,7 +331,8 @@ def _published(
 def _uncentered(arch: Architecture, params: dict[str, np.ndarray]) -> tuple[Architecture, dict[str, np.ndarray]]:
     """The same SAE with an encoder that sees x: (x - b_dec) W + b = x W + (b - b_dec W)."""
     shift = params["b_dec"].astype(np.float64) @ params["W_enc"].astype(np.float64)
-    return replace(arch, center=False), {**params, "b_enc": _float32(params["b_enc"] - shift)}
+    arch, params = replace(arch, center=False), {**params, "b_enc": _float32(params["b_enc"] - shift)}
+    return arch, _checked(arch, params, "with b_dec folded out of the encoder")
 
 
 def _fold_choice(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -365,12 +383,25 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _pop(facts: dict[str, Any], name: str, kind: type, where: Path) -> Any:
-    """Takes a value out of a config; None if it isn't there."""
+    """Takes a value out of a config; None if it isn't there. A float may stand without its point."""
     value = facts.pop(name, None)
+    if kind is float and type(value) is int and abs(value) < 2**1000:
+        value = float(value)
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if value is not None and not fits:
         raise ValueError(f"{where}: {name} must be of type {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _factor(value: Any) -> float | None:
+    """The value, if it is a number that float32 can be scaled by."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 1e-30 < value < 1e30
+    return float(value) if fits else None
+
+
+def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What nobody took out of a config, for ``Metadata.extra``."""
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _need(facts: dict[str, Any], name: str, where: Path) -> int:
@@ -414,44 +445,17 @@ _SAELENS_FINE: dict[str, tuple[Any, ...]] = {  # what would change the function,
 
 def _read_saelens(weights: Path) -> Published:
     where = weights.parent / "cfg.json"
-    facts = _saelens_facts(where)
-    kind = _pop(facts, "architecture", str, where) or "standard"
-    options = _pop(facts, "activation_fn_kwargs", dict, where) or {}
-    if _pop(facts, "activation_fn", str, where) == "topk":  # before version 6
-        kind, facts["k"] = "topk", options.pop("k", None)
-    if options:
-        raise ValueError(f"{where}: activation_fn_kwargs {', '.join(sorted(options))} can't be honoured")
-    if kind not in _SAELENS:
-        raise ValueError(f"{where}: architecture {kind!r} can't be read: known are {', '.join(_SAELENS)}")
-    activation, transcoder, skip = _SAELENS[kind]
-    k = _pop(facts, "k", int, where) if activation in ("topk", "abs_topk") else None
-    d_in, d_sae = _need(facts, "d_in", where), _need(facts, "d_sae", where)
-    d_out = _need(facts, "d_out", where) if transcoder else None
-    center = _pop(facts, "apply_b_dec_to_input", bool, where)
-    center = not transcoder if center is None else center
-    by_norm = bool(_pop(facts, "rescale_acts_by_decoder_norm", bool, where))
+    facts = _saelens_facts(_config(where.parent, where.name), where)
+    kind, values, by_norm = _saelens_architecture(facts, where)
     scaling = _saelens_scaling(facts.pop("normalize_activations", None), weights.parent)
-    if transcoder and scaling is not None:
+    if values["d_out"] is not None and scaling is not None:
         raise ValueError(f"{where}: normalize_activations of a transcoder does not say how its output is scaled")
-
-    tensors, dtype = _safetensors(weights)
+    tensors, dtype = read_safetensors(weights)
     facts |= {"stored_dtype": dtype} if dtype else {}
-    if not np.all(tensors.pop("scaling_factor", np.ones(1)) == 1):
-        raise ValueError(f"{weights}: scaling_factor, of fine-tuning, is not applied here: fold it in SAELens first")
-    if "log_threshold" in tensors:  # until pull request 718
-        with np.errstate(over="ignore"):
-            tensors["threshold"] = np.exp(tensors.pop("log_threshold"))
-    if "batchtopk" in kind and tensors.get("topk_threshold", np.zeros(0)).size == 1:
-        tensors["threshold"] = np.full_like(tensors.get("b_enc", np.zeros(1)), tensors.pop("topk_threshold").item())
-    if "W_skip" in tensors:
-        tensors["W_skip"] = tensors["W_skip"].T
-    if activation == "matching_pursuit":
-        k = _pursuit_steps(facts, d_in, where)
-        if not center and not np.any(tensors.get("b_dec", 0)):  # then SAELens leaves it out at both ends
-            center = True
-    arch = _architecture(
-        where, d_in=d_in, d_sae=d_sae, activation=activation, k=k, d_out=d_out, skip=skip, center=center
-    )
+    tensors = _saelens_tensors(tensors, kind, weights)
+    if kind == "matching_pursuit" and not np.any(tensors.get("b_dec", 0)):  # left out at both ends, or at none
+        values["center"] = True
+    arch = _made(Architecture, where, **values)
     params = _checked(arch, tensors, weights)
     if scaling is not None:
         folded = fold_scale(arch, {name: jnp.asarray(value) for name, value in params.items()}, scaling)
@@ -463,9 +467,56 @@ def _read_saelens(weights: Path) -> Published:
     return _published(arch, params, _from_saelens(facts, scaling, where), "saelens", weights)
 
 
-def _saelens_facts(where: Path) -> dict[str, Any]:
+def _saelens_architecture(facts: dict[str, Any], where: Path) -> tuple[str, dict[str, Any], bool]:
+    """SAELens' name of the architecture, the arguments of ours, and whether it chooses by norm-weighted activations."""
+    kind = _pop(facts, "architecture", str, where) or "standard"
+    options = _pop(facts, "activation_fn_kwargs", dict, where) or {}
+    if _pop(facts, "activation_fn", str, where) == "topk":  # before version 6
+        kind, facts["k"] = "topk", options.pop("k", None)
+    if options:
+        raise ValueError(f"{where}: activation_fn_kwargs {', '.join(sorted(options))} can't be honoured")
+    if kind not in _SAELENS:
+        raise ValueError(f"{where}: architecture {kind!r} can't be read: known are {', '.join(_SAELENS)}")
+    activation, transcoder, skip = _SAELENS[kind]
+    values: dict[str, Any] = {"activation": activation, "skip": skip, "k": None, "d_out": None}
+    values |= {name: _need(facts, name, where) for name in ("d_in", "d_sae", *(["d_out"] if transcoder else []))}
+    if activation in ("topk", "abs_topk"):
+        values["k"] = _pop(facts, "k", int, where)
+    if activation == "matching_pursuit":
+        values["k"] = _pursuit_steps(facts, values["d_in"], where)
+    center = _pop(facts, "apply_b_dec_to_input", bool, where)
+    values["center"] = not transcoder if center is None else center
+    by_norm = bool(_pop(facts, "rescale_acts_by_decoder_norm", bool, where))
+    if by_norm and "topk" not in kind:
+        raise ValueError(f"{where}: rescale_acts_by_decoder_norm True can't be honoured: a {kind} SAE does not choose")
+    return kind, values, by_norm
+
+
+def _saelens_tensors(tensors: dict[str, np.ndarray], kind: str, where: Path) -> dict[str, np.ndarray]:
+    """Tensors under our names and orientation, of an SAE in whatever stage of its training.
+
+    Raises:
+        ValueError: the file is of fine-tuning, or holds more than one threshold.
+    """
+    tensors = dict(tensors)
+    if not np.all(tensors.pop("scaling_factor", np.ones(1)) == 1):
+        raise ValueError(f"{where}: scaling_factor, of fine-tuning, is not applied here: fold it in SAELens first")
+    thresholds = [name for name in ("threshold", "log_threshold", "topk_threshold") if name in tensors]
+    if len(thresholds) > 1:
+        raise ValueError(f"{where} holds {' and '.join(thresholds)}: take out what is not the threshold")
+    if "log_threshold" in tensors:  # until pull request 718
+        with np.errstate(over="ignore"):
+            tensors["threshold"] = np.exp(tensors.pop("log_threshold").astype(np.float64))
+    if "batchtopk" in kind and tensors.get("topk_threshold", np.zeros(0)).size == 1:
+        shape = tensors.get("b_enc", np.zeros(1)).shape
+        tensors["threshold"] = np.full(shape, tensors.pop("topk_threshold").item())
+    if "W_skip" in tensors:
+        tensors["W_skip"] = tensors["W_skip"].T
+    return tensors
+
+
+def _saelens_facts(cfg: dict[str, Any], where: Path) -> dict[str, Any]:
     """What ``cfg.json`` says, as one flat object, without what is refused by name."""
-    cfg = _config(where.parent, where.name)
     meta = _pop(cfg, "metadata", dict, where)
     if meta is None:  # before version 6 one flat object held everything
         meta, cfg = {}, {_BEFORE_6.get(name, name): value for name, value in cfg.items()}
@@ -500,10 +551,12 @@ def _saelens_scaling(normalize: Any, folder: Path) -> float | None:
     mend = 'write {"scaling_factor": sqrt(d_in) / mean norm of x} into activation_scaler.json, or fold it in SAELens'
     if not (folder / "activation_scaler.json").is_file():
         raise ValueError(f"{where}: normalize_activations {normalize!r} needs a factor that is in no file here: {mend}")
-    factor = _config(folder, "activation_scaler.json").get("scaling_factor")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor < math.inf:
-        raise ValueError(f"{folder}: scaling_factor in activation_scaler.json must be positive, got {factor!r}: {mend}")
-    return float(factor)
+    said = _config(folder, "activation_scaler.json").get("scaling_factor")
+    if (factor := _factor(said)) is None:
+        raise ValueError(
+            f"{folder}: scaling_factor in activation_scaler.json must be positive, got {str(said)[:80]}: {mend}"
+        )
+    return factor
 
 
 def _pursuit_steps(facts: dict[str, Any], d_in: int, where: Path) -> int:
@@ -529,14 +582,16 @@ def _from_saelens(facts: dict[str, Any], scaling: float | None, where: Path) -> 
     earlier = _pop(facts, "input_scaling", float, where)
     if facts.get("sae_lens_version") == SAELENS:
         facts.pop("sae_lens_version")
-    return Metadata(
+    return _made(
+        Metadata,
+        where,
         model=_pop(facts, "model_name", str, where),
         prepend_bos=_pop(facts, "prepend_bos", bool, where),
         context=_pop(facts, "context_size", int, where),
         scaling=earlier if scaling is None else scaling,
         weight_processing=_pop(facts, "model_from_pretrained_kwargs", dict, where),
         dataset=_pop(facts, "dataset_path", str, where),
-        extra={name: value for name, value in facts.items() if value is not None},
+        extra=_kept(facts),
         **values,
     )
 
@@ -570,7 +625,7 @@ def _to_saelens(metadata: Metadata) -> dict[str, Any]:
 
 
 def _read_gemma_scope(weights: Path) -> Published:
-    tensors = _npz(weights)
+    tensors = read_npz(weights)
     names = {"w_enc": "W_enc", "w_dec": "W_dec"}
     if len({name.lower() for name in tensors}) < len(tensors):
         raise ValueError(f"{weights} holds a key twice, in capitals and in small letters: {', '.join(sorted(tensors))}")
@@ -596,7 +651,7 @@ def _gemma_scope_metadata(weights: Path) -> tuple[Metadata, bool]:
 
     Not of SAEs on the embedding: their input is the embedding before Gemma's factor sqrt(d_model).
     """
-    path = weights.absolute().as_posix()
+    path = weights.as_posix()
     model = re.search(r"gemma-scope-(\d+b-(?:pt|it))-(res|mlp|att|transcoders)\b", path)
     layer = re.search(r"/layer_(\d+)/", path)
     if model is None or layer is None:
@@ -624,7 +679,7 @@ def _read_gemma_scope_2(weights: Path) -> Published:
     kind = facts.pop("architecture", None)
     if kind != "jump_relu":
         raise ValueError(f"{where}: architecture {kind!r} can't be read: Gemma Scope 2 has jump_relu")
-    tensors, dtype = _safetensors(weights)
+    tensors, dtype = read_safetensors(weights)
     facts |= {"stored_dtype": dtype} if dtype else {}
     if tensors.get("w_dec", np.zeros(0)).ndim == 3:
         raise ValueError(f"{weights}: a cross-layer transcoder, which writes to many layers, can't be read")
@@ -643,7 +698,7 @@ def _read_gemma_scope_2(weights: Path) -> Published:
         hook_out=hook_out,
         prepend_bos=True,
         context=1024,
-        extra={name: value for name, value in facts.items() if value is not None},
+        extra=_kept(facts),
     )
     return _published(arch, tensors, metadata, "gemma_scope_2", weights)
 
@@ -677,12 +732,12 @@ def _read_dictionary_learning(weights: Path) -> Published:
     if where.is_file():
         facts = _config(folder, "config.json")
     trainer, buffer = _pop(facts, "trainer", dict, where) or {}, _pop(facts, "buffer", dict, where) or {}
-    tensors = _torch(weights)
+    tensors = read_torch(weights)
     kind = _pop(trainer, "dict_class", str, where) or _dictionary(tensors, weights)
     if kind not in _DICTIONARIES:
         raise ValueError(f"{where}: dict_class {kind!r} can't be read: known are {', '.join(_DICTIONARIES)}")
-    if buffer.get("io") == "in_and_out":
-        raise ValueError(f"{where}: io 'in_and_out' is a transcoder's, which this format does not describe")
+    if (io_ := buffer.get("io")) not in (None, "in", "out"):
+        raise ValueError(f"{where}: io {io_!r} can't be honoured: an SAE has 'in' or 'out', and transcoders no format")
     activation, center, names = _DICTIONARIES[kind]
     kept: dict[str, Any] = {"dict_class": kind}
     k, threshold = _pop(trainer, "k", int, where), None
@@ -693,7 +748,7 @@ def _read_dictionary_learning(weights: Path) -> Published:
         if k is not None and kept.get("k", k) != k:
             raise ValueError(f"{where} says k={k}, but {weights.name} holds k={kept['k']}")
         k, threshold = kept.pop("k", k), kept.get("threshold")
-        if not isinstance(k, int | None) or not isinstance(threshold, float | None):
+        if type(k) not in (int, type(None)) or not isinstance(threshold, float | None):
             raise ValueError(f"{weights}: k must be a whole number and threshold one number of a {kind}")
     tensors = _renamed(tensors, names, weights)
     d_sae, d_in = (tensors[name].size for name in ("b_mag" if activation == "gated" else "b_enc", "b_dec"))
@@ -703,14 +758,14 @@ def _read_dictionary_learning(weights: Path) -> Published:
     if activation == "batch_topk" and threshold is not None and not threshold < 0:
         activation, kept["k"], k = "jumprelu", k, None
         tensors["threshold"] = np.full(d_sae, threshold)
-    arch = _architecture(where, d_in=d_in, d_sae=d_sae, activation=activation, k=k, center=center)
-    factor = trainer.get("norm_factor")
+    arch = _made(Architecture, where, d_in=d_in, d_sae=d_sae, activation=activation, k=k, center=center)
+    hook, factor = _pop(trainer, "submodule_name", str, where), _factor(trainer.get("norm_factor"))
     metadata = Metadata(
         model=_pop(trainer, "lm_name", str, where),
-        hook=_pop(trainer, "submodule_name", str, where),
+        hook=f"{hook}.input" if hook and io_ == "in" else hook,
         context=_pop(buffer, "ctx_len", int, where),
-        scaling=1 / factor if isinstance(factor, float) and factor > 0 else None,
-        extra=facts | kept | {"trainer": trainer, "buffer": buffer},
+        scaling=factor and 1 / factor,
+        extra=_kept(facts | kept | {"trainer": trainer, "buffer": buffer}),
     )
     return _published(arch, tensors, metadata, "dictionary_learning", weights)
 
@@ -730,7 +785,7 @@ def _read_sparsify(weights: Path) -> Published:
     where = weights.parent / "cfg.json"
     facts = _config(weights.parent, "cfg.json")
     run = _config(folder, "config.json") if ((folder := weights.parent.parent) / "config.json").is_file() else {}
-    tensors, dtype = _safetensors(weights)
+    tensors, dtype = read_safetensors(weights)
     facts |= {"stored_dtype": dtype} if dtype else {}
     kind = _pop(facts, "activation", str, where) or "topk"
     if kind != "topk":
@@ -746,18 +801,18 @@ def _read_sparsify(weights: Path) -> Published:
     tensors = _renamed(tensors, names | ({"W_skip": "W_skip"} if skip else {}), weights)
     if skip:
         tensors["W_skip"] = tensors["W_skip"].T
-    arch = _architecture(
-        where, d_in=d_in, d_sae=d_sae, activation="abs_topk" if signed else "topk", k=k,
+    arch = _made(
+        Architecture, where, d_in=d_in, d_sae=d_sae, activation="abs_topk" if signed else "topk", k=k,
         d_out=d_in if transcode else None, skip=skip, center=not transcode,
     )  # fmt: skip
-    hook = weights.parent.absolute().name
+    hook = weights.parent.name
     metadata = Metadata(
-        model=_pop(run, "model", str, where),
+        model=_pop(run, "model", str, folder / "config.json"),
         hook=f"{hook}.input" if transcode else hook,
         hook_out=hook if transcode else None,
-        context=_pop(run, "ctx_len", int, where),
-        dataset=_pop(run, "dataset", str, where),
-        extra={name: value for name, value in facts.items() if value is not None},
+        context=_pop(run, "ctx_len", int, folder / "config.json"),
+        dataset=_pop(run, "dataset", str, folder / "config.json"),
+        extra=_kept(facts) | ({"run": run} if run else {}),
     )
     return _published(arch, tensors, metadata, "sparsify", weights)
 
@@ -769,243 +824,3 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Published]]] = {  # name -> file 
     "dictionary_learning": ("ae.pt", _read_dictionary_learning),
     "sparsify": ("sae.safetensors", _read_sparsify),
 }
-
-# ---------------------------------------------------------------------------------------------- files: bytes to arrays
-
-
-def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """Tensors of a safetensors file, and the dtypes other than float32 that they are stored in.
-
-    Raises:
-        ValueError: the file is damaged, its header too large, or a tensor is not of floats of 16, 32 or 64 bits.
-    """
-    with open(path, "rb") as f:
-        header = int.from_bytes(f.read(8), "little")
-    size = path.stat().st_size
-    if header > min(MAX_HEADER, max(size - 8, 0)):
-        raise ValueError(f"{path} claims a header of {header} bytes in a file of {size}: it is damaged or hostile")
-    tensors = {}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as f:
-            for name in f.keys():
-                if (dtype := f.get_slice(name).get_dtype()) not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(f"{path}: {name} is stored as {dtype}: only F64, F32, F16 and BF16 can be read")
-                tensors[name] = f.get_tensor(name)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): copy it again") from error
-    others = {str(array.dtype) for array in tensors.values()} - {"float32"}
-    return tensors, ", ".join(sorted(others)) or None
-
-
-@contextlib.contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip file whose every trouble is one sentence."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is no whole archive ({error}): copy it again") from error
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an npz file. Sizes are checked before anything is unpacked; pickled objects are refused."""
-    with _archive(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
-        if size > max(SLACK, 100 * path.stat().st_size):
-            raise ValueError(f"{path} would unpack to {size} bytes, as no weights do: refused unread")
-        entries = {info.filename: archive.read(info) for info in archive.infolist()}
-    return {name.removesuffix(".npy"): _npy(raw, f"{path}: {name}") for name, raw in entries.items()}
-
-
-def _npy(raw: bytes, where: str) -> np.ndarray:
-    stream = io.BytesIO(raw)
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(stream)
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        raise ValueError(f"{where} is no array ({error}): copy the file again") from error
-    if dtype.kind != "f":
-        raise ValueError(f"{where} holds {dtype}, not floats: it can't be read")
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
-        raise ValueError(f"{where} claims shape {shape} in {len(raw)} bytes: it is damaged or hostile")
-    return np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
-
-
-# ------------------------------------------------------------------------------------------------------- torch pickles
-
-
-class _Global(str):
-    """A name in a pickle that would be imported; here it stays a name."""
-
-
-_STORAGES = {  # torch's storage class -> numpy dtype of its bytes
-    "torch FloatStorage": "<f4",
-    "torch DoubleStorage": "<f8",
-    "torch HalfStorage": "<f2",
-    "torch BFloat16Storage": "<u2",  # the upper half of a float32
-    "torch LongStorage": "<i8",
-    "torch IntStorage": "<i4",
-    "torch BoolStorage": "?",
-}
-_TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
-_DICT = "collections OrderedDict"
-_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, _DICT}
-
-
-def _torch(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a dict that ``torch.save`` wrote, without torch and without running its pickle.
-
-    Raises:
-        ValueError: the file is of before torch 1.6, damaged, or asks for anything but tensors.
-    """
-    with open(path, "rb") as f:
-        magic = f.read(4)
-    if magic != b"PK\x03\x04":
-        raise ValueError(
-            f"{path} is no zip archive, as torch.save writes since version 1.6: load it with that torch where you "
-            "trust it, and save it again with torch.save or as safetensors"
-        )
-    with _archive(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        inside = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(inside) != 1 or len(entries) != len(archive.infolist()):
-            raise ValueError(f"{path} is no archive of torch.save: it must hold each name, and data.pkl, once")
-        packed = [name for name, info in entries.items() if info.compress_type != zipfile.ZIP_STORED]
-        if packed or sum(info.file_size for info in entries.values()) > path.stat().st_size:
-            raise ValueError(f"{path}: entries are packed or overlap, which torch.save never does: refused unread")
-        root = inside[0].removesuffix("data.pkl")
-        if entries[inside[0]].file_size > MAX_PICKLE:
-            raise ValueError(f"{path}: data.pkl takes more than {MAX_PICKLE} bytes: it is no SAE's")
-        order = root + "byteorder"
-        if order in entries and archive.read(order) != b"little":
-            raise ValueError(f"{path} holds numbers of another byte order: save it again on a little-endian machine")
-        known: dict[str, np.ndarray] = {}
-
-        def storage(kind: str, key: str, numel: int) -> np.ndarray:
-            info = entries.get(f"{root}data/{key}")
-            dtype = np.dtype(_STORAGES[kind])
-            if info is None or numel * dtype.itemsize != info.file_size:
-                raise ValueError(f"{path}: its numbers {key:.20} don't have the size it says: it is damaged")
-            if key not in known:
-                flat = np.frombuffer(archive.read(info), dtype)
-                known[key] = (flat.astype(np.uint32) << 16).view(np.float32) if "BFloat16" in kind else flat
-            return known[key]
-
-        found = _unpickle(archive.read(inside[0]), storage, path)
-    if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise ValueError(f"{path} holds no dict of tensors: save the state_dict of the SAE")
-    return found
-
-
-def _unpickle(data: bytes, storage: Callable[[str, str, int], np.ndarray], path: Path) -> Any:
-    """What a pickle of plain values and tensors means. Nothing is imported or called but what stands here."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def store(target: Any, items: list[Any]) -> None:
-        if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
-            raise ValueError(f"{path} does not hold a dict with names as keys: save the state_dict of the SAE")
-        target.update(zip(items[::2], items[1::2], strict=True))
-
-    try:
-        for op, arg in _opcodes(data, path):
-            match op.name:
-                case "PROTO" | "FRAME":
-                    pass
-                case "STOP":
-                    return stack.pop()
-                case "MARK":
-                    marks.append(len(stack))
-                case "NONE" | "NEWTRUE" | "NEWFALSE":
-                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[op.name])
-                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
-                    stack.append(arg)
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "EMPTY_TUPLE":
-                    stack.append(())
-                case "TUPLE":
-                    stack.append(tuple(since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    items = [stack.pop() for _ in range(int(op.name[-1]))]
-                    stack.append(tuple(reversed(items)))
-                case "BINPUT" | "LONG_BINPUT":
-                    memo[arg] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[arg])
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    store(stack[-1], [key, value])
-                case "SETITEMS":
-                    items = since_mark()
-                    store(stack[-1], items)
-                case "GLOBAL" | "STACK_GLOBAL":
-                    if op.name == "STACK_GLOBAL":
-                        name, module = stack.pop(), stack.pop()
-                        arg = f"{module} {name}" if isinstance(name, str) and isinstance(module, str) else "?"
-                    if arg not in _ALLOWED:
-                        raise ValueError(
-                            f"{path} asks for {arg.replace(' ', '.'):.80}, which is no constructor of tensors: it was "
-                            "not run; if you trust the file, load it with torch and save its state_dict as safetensors"
-                        )
-                    stack.append(_Global(arg))
-                case "BINPERSID":
-                    match stack.pop():
-                        case ("storage", _Global() as kind, str() as key, _, int() as numel) if kind in _STORAGES:
-                            stack.append(storage(kind, key, numel))
-                        case _:
-                            raise ValueError(f"{path} names numbers in a way that torch.save does not: refused")
-                case "REDUCE":
-                    arguments, function = stack.pop(), stack.pop()
-                    stack.append(_reduce(function, arguments, path))
-                case "BUILD":  # the versions of modules, which torch hangs on a state_dict
-                    stack.pop()
-                    if not isinstance(stack[-1], dict):
-                        raise ValueError(f"{path} sets the state of something that is no dict: it was not run")
-                case _:
-                    raise ValueError(f"{path} uses the pickle opcode {op.name}, which no file of tensors does: not run")
-    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: its pickle is damaged ({type(error).__name__}): copy it again") from error
-    raise ValueError(f"{path}: its pickle has no end: copy it again")
-
-
-def _opcodes(data: bytes, path: Path) -> list[tuple[Any, Any]]:
-    try:
-        with warnings.catch_warnings():  # of strings with unknown escapes, in opcodes that are refused anyway
-            warnings.simplefilter("ignore")
-            return [(op, arg) for op, arg, _ in pickletools.genops(data)]
-    except ValueError as error:
-        raise ValueError(f"{path}: its pickle is damaged ({error}): copy it again") from error
-
-
-def _reduce(function: Any, arguments: Any, path: Path) -> Any:
-    """What one of torch's constructors makes of its arguments: a view of the numbers, within their bounds."""
-    match function, arguments:
-        case _Global(), () if function == _DICT:
-            return {}
-        case _Global(), (np.ndarray() as tensor, *_) if function == _PARAMETER:
-            return tensor
-        case _Global(), (np.ndarray() as flat, offset, tuple() as shape, tuple() as strides, *_) if function == _TENSOR:
-            numbers = (offset, *shape, *strides)
-        case _:
-            raise ValueError(f"{path} calls something that is no constructor of tensors: it was not run")
-    if len(shape) != len(strides) or len(shape) > 8 or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError(f"{path}: a tensor's shape and strides are no whole numbers from 0: it is damaged or hostile")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) > flat.size or (0 not in shape and last >= flat.size):
-        raise ValueError(f"{path}: a tensor of shape {shape} reaches outside its {flat.size} numbers: refused")
-    if 0 in shape:
-        return np.zeros(shape, flat.dtype)
-    return np.lib.stride_tricks.as_strided(
-        flat[offset:], shape, [step * flat.itemsize for step in strides], writeable=False
-    )

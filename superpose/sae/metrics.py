@@ -43,7 +43,8 @@ class Sums(NamedTuple):
     """Sums over the kept tokens of one batch, on the device. `add` reads them; their fields are not scores.
 
     ``shift`` is the batch mean of x up to rounding; ``x`` and ``x_hat`` are sums of x - shift and x_hat - shift, and
-    ``xx``, ``xy``, ``yy`` of their dot products. ``bad`` counts values that are NaN or infinite in x, x_hat and acts.
+    ``xx``, ``xy``, ``yy`` of their dot products. ``vanished`` counts tokens with x != shift whose square is 0 in
+    float32, ``bad`` values that are NaN or infinite in x, x_hat and acts.
     """
 
     tokens: Int[Array, ""]
@@ -60,6 +61,7 @@ class Sums(NamedTuple):
     l0: Int[Array, " levels"]
     fired: Int[Array, " F"]
     magnitude: Float[Array, " F"]
+    vanished: Int[Array, ""]
     bad: Int[Array, "3"]
 
 
@@ -135,6 +137,18 @@ def _divide(a: Array, b: Array) -> Array:
     return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
 
 
+def kept(mask: Bool[ArrayLike, " B"] | None, tokens: int) -> Bool[Array, " B"]:
+    """The mask of a batch as an array; all True for None.
+
+    Raises:
+        ValueError: another length, or numbers, which would be summed instead of asked.
+    """
+    keep = jnp.ones(tokens, bool) if mask is None else jnp.asarray(mask)
+    if keep.shape != (tokens,) or keep.dtype != bool:
+        raise ValueError(f"mask must be [B] = ({tokens},) of True and False, got {keep.shape} of {keep.dtype}")
+    return keep
+
+
 @jax.jit
 def sums(
     x: Float[ArrayLike, "B d"],
@@ -151,7 +165,7 @@ def sums(
         mask: True for tokens that count. What the others hold has no effect, NaN included.
 
     Raises:
-        ValueError: the shapes don't fit together, or the batch is empty.
+        ValueError: the shapes don't fit together, the batch is empty, or the mask is not of True and False.
 
     >>> batch = sums(jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.zeros((2, 2)), jnp.array([[0.0, -1.0, 2.0], [0, 0, 0]]))
     >>> print(batch.err, batch.fired, batch.l0)
@@ -162,13 +176,8 @@ def sums(
         raise ValueError(
             f"x and x_hat must both be [B, d] and acts [B, F] with B >= 1, got {x.shape}, {x_hat.shape}, {acts.shape}"
         )
-    if mask is not None:
-        keep = jnp.asarray(mask)
-        if keep.shape != x.shape[:1]:
-            raise ValueError(f"mask must be [B] = {x.shape[:1]}, got {keep.shape}")
-        x, x_hat, acts = (jnp.where(keep[:, None], v, 0) for v in (x, x_hat, acts))
-    else:
-        keep = jnp.ones(x.shape[:1], bool)
+    keep = kept(mask, len(x))
+    x, x_hat, acts = (jnp.where(keep[:, None], v, 0) for v in (x, x_hat, acts))
     bad = jnp.stack([jnp.sum(~jnp.isfinite(v)) for v in (x, x_hat, acts)])
     tokens = jnp.sum(keep)
     shift = jnp.sum(x, 0) / jnp.maximum(tokens, 1)
@@ -197,6 +206,7 @@ def sums(
         l0=jnp.zeros(acts.shape[1] + 1, int).at[jnp.sum(active, 1)].add(keep.astype(int)),
         fired=jnp.sum(active, 0),
         magnitude=_total(jnp.abs(acts)),
+        vanished=jnp.sum((per_token[0] == 0) & jnp.any(dx != 0, 1)),
         bad=bad,
     )
 
@@ -205,8 +215,8 @@ def add(total: Totals | None, batch: Sums) -> Totals:
     """Adds the sums of one batch to the total, on the host. ``None`` starts a stream.
 
     Raises:
-        ValueError: the batch holds NaN or infinite values (how many, and in what), its squares exceed the range of
-            float32, or it has another width than the total. The total is as it was.
+        ValueError: the batch holds NaN or infinite values (how many, and in what), its squares leave the range of
+            float32 at either end, or it has another width than the total. The total is as it was.
     """
     host: Any = jax.device_get(batch)
     if host.tokens.ndim:
@@ -219,6 +229,11 @@ def add(total: Totals | None, batch: Sums) -> Totals:
         )
     if not all(np.isfinite(v).all() for v in host):
         raise ValueError("the squares of x or x_hat exceed the range of float32: scale both down by the same factor")
+    if host.vanished:
+        raise ValueError(
+            f"the squares of x - <x> vanish in float32 at {host.vanished} of {host.tokens} tokens: scale x and x_hat "
+            "up by the same factor"
+        )
     n, s, a, b = int(host.tokens), *(v.astype(np.float64) for v in (host.shift, host.x, host.x_hat))
     return merge(
         total,
@@ -259,13 +274,20 @@ def merge(a: Totals | None, b: Totals) -> Totals:
 def percentiles(l0: Int[ArrayLike, " levels"], q: Sequence[float | int] = PERCENTILES) -> Int[np.ndarray, " q"]:
     """The smallest L0 that at least q percent of the tokens do not exceed, from the histogram ``Totals.l0``.
 
+    Raises:
+        ValueError: q outside [0, 100], or no token in the histogram.
+
     Four tokens with L0 of 0, 2, 2 and 3:
 
     >>> print(percentiles(np.array([1, 0, 2, 1]), (25, 50, 100)))
     [0 2 3]
     """
-    below = np.cumsum(np.asarray(l0))
-    rank = np.maximum(np.ceil(np.asarray(q) / 100 * below[-1]), 1)
+    below, percent = np.cumsum(np.asarray(l0)), np.asarray(q)
+    if not below.size or below[-1] < 1 or not ((percent >= 0) & (percent <= 100)).all():
+        raise ValueError(
+            f"percentiles need q in [0, 100] and at least one token, got q={q} of {below[-1:].sum()} tokens"
+        )
+    rank = np.maximum(np.ceil(percent / 100 * below[-1]), 1)
     return np.searchsorted(below, rank)
 
 
@@ -293,7 +315,7 @@ def scores(total: Totals, norms: Float[ArrayLike, " F"] | None = None) -> Scores
         norms: lengths ||d_i|| of the decoder rows.
 
     Raises:
-        ValueError: no token was counted, or norms has another length than acts.
+        ValueError: no token was counted, or norms has another length than acts, or are no lengths.
 
     One token, x = 2 and x_hat = 1, and then x = 0 with x_hat = 1:
 
@@ -308,6 +330,8 @@ def scores(total: Totals, norms: Float[ArrayLike, " F"] | None = None) -> Scores
     weight = np.ones(total.fired.size) if norms is None else np.asarray(norms, np.float64)
     if weight.shape != total.fired.shape:
         raise ValueError(f"norms must have one entry for each of {total.fired.size} latents, got shape {weight.shape}")
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError(f"norms must be finite and not below 0, got {weight.min()} to {weight.max()}: look into W_dec")
     mu = total.x / n
 
     def about_mean(raw: float, a: np.ndarray, b: np.ndarray) -> float:
@@ -351,8 +375,10 @@ def ultra_low(total: Totals, below: float | int = 1e-6) -> Dead:
         below: densities in (0, below) count.
 
     Raises:
-        ValueError: the window is too short to show such a density.
+        ValueError: ``below`` is no share, or the window is too short to show such a density.
     """
+    if not 0 < below <= 1:
+        raise ValueError(f"below must be a share of the tokens in (0, 1], got {below}")
     if total.tokens * below <= 1:
         raise ValueError(
             f"{total.tokens} tokens can't show a density below {below:g}: score more than {math.ceil(1 / below)} "
@@ -385,7 +411,7 @@ def encoder_decoder_cosine(W_enc: Float[ArrayLike, "d F"], W_dec: Float[ArrayLik
     [ 1. -1.]
     """
     W_enc, W_dec = jnp.asarray(W_enc), jnp.asarray(W_dec)
-    if W_enc.shape != W_dec.shape[::-1]:
+    if W_enc.ndim != 2 or W_enc.shape != W_dec.shape[::-1]:
         raise ValueError(f"W_enc must be [d, F] for W_dec [F, d], got {W_enc.shape} and {W_dec.shape}")
     return jnp.sum(unit_rows(W_enc.T) * unit_rows(W_dec), 1)
 
@@ -407,8 +433,8 @@ def max_cosine(W_dec: Float[ArrayLike, "F d"], block: int = 1024) -> Float[Array
     [ 1.  1. -1.]
     """
     W_dec = jnp.asarray(W_dec)
-    if W_dec.shape[0] < 2 or block < 1:
-        raise ValueError(f"max_cosine compares at least 2 rows by blocks of at least 1, got {W_dec.shape[0]}, {block}")
+    if W_dec.ndim != 2 or W_dec.shape[0] < 2 or block < 1:
+        raise ValueError(f"max_cosine compares at least 2 rows by blocks of at least 1, got {W_dec.shape}, {block}")
     return _max_cosine(W_dec, min(block, W_dec.shape[0]))
 
 

@@ -34,7 +34,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 
-from superpose.sae.metrics import NO_SPREAD, unit_rows
+from superpose.sae.metrics import NO_SPREAD, kept, unit_rows
 
 LARGEST_BATCH = 2**24
 """Float32 counts every whole number up to this one."""
@@ -98,12 +98,18 @@ def _sizes(
             f"{np.sum(~np.isfinite(size).all(1))} of {len(size)} latents have NaN or infinite cosines: "
             "look for such values in W_dec and the directions"
         )
-    if live is None:
-        return size, np.ones(len(size), bool)
-    live = np.asarray(live)
-    if live.shape != size.shape[:1]:
-        raise ValueError(f"live must have one entry for each of {len(size)} latents, got shape {live.shape}")
+    live = _living(live, len(size))
     return np.where(live[:, None], size, 0), live
+
+
+def _living(live: Bool[ArrayLike, " F"] | None, F: int) -> Bool[np.ndarray, " F"]:
+    """Which latents live; all for None. Numbers are refused: they would be taken for indices."""
+    living = np.ones(F, bool) if live is None else np.asarray(live)
+    if living.shape != (F,) or living.dtype != bool:
+        raise ValueError(
+            f"live must have one entry for each of {F} latents, True or False, got {living.shape} of {living.dtype}"
+        )
+    return living
 
 
 class MMCS(NamedTuple):
@@ -211,8 +217,8 @@ def matched_mass(cosines: Float[ArrayLike, "F n"], live: Bool[ArrayLike, " F"] |
     >>> matched_mass(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), live=np.array([True, True, False]))
     Mass(precision=0.666666, recall=1.0, f1=0.8, jaccard=0.666666)
     """
-    F, n = np.shape(np.asarray(cosines))
     A = float(np.sum(_matched(cosines, live)))
+    F, n = np.shape(np.asarray(cosines))
     return Mass(A / F, A / n, 2 * A / (F + n), A / (F + n - A))
 
 
@@ -259,11 +265,16 @@ def _active(
         raise ValueError(f"acts must be [B, F] and features [B, n], got {acts.shape} and {features.shape}")
     if not 0 < len(acts) < LARGEST_BATCH:
         raise ValueError(f"a batch must have between 1 and {LARGEST_BATCH - 1} tokens, got {len(acts)}: split it")
-    keep = jnp.ones(len(acts), bool) if mask is None else jnp.asarray(mask)
-    if keep.shape != acts.shape[:1]:
-        raise ValueError(f"mask must be [B] = {acts.shape[:1]}, got {keep.shape}")
+    keep = kept(mask, len(acts))
     acts, features = jnp.where(keep[:, None], acts, 0), jnp.where(keep[:, None], features, 0)
     return acts, features, keep, jnp.stack([jnp.sum(~jnp.isfinite(v)) for v in (acts, features)])
+
+
+def _strays(index: Int[Array, " k"], size: int) -> Int[Array, ""]:
+    """How many indices name none of ``size`` things."""
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"features and latents are named by whole numbers, got {index.dtype}")
+    return jnp.sum((index < 0) | (index >= size))
 
 
 @jax.jit
@@ -295,17 +306,21 @@ def _checked(batch: Any) -> Any:
     bad = [f"{n} {name}" for n, name in zip(host.bad, names, strict=False) if n]
     if bad:
         raise ValueError(f"a batch of {host.tokens} tokens holds {', '.join(bad)}: mend them or mask the tokens out")
+    if not all(np.isfinite(v).all() for v in jax.tree.leaves(host)):
+        raise ValueError("the squares of acts or features exceed the range of float32: scale them down")
     return host
 
 
 def add(total: Any, batch: Any) -> Any:
     """Adds one batch of `coactivation`, `pairs` or `edges` to the total of its kind, on the host. None starts a stream.
 
+    Another total may stand for the batch, for example that of another host.
+
     Raises:
-        ValueError: NaN, infinite values, or matches out of range in the batch (how many of which); or another shape
-            or kind than the total.
+        ValueError: NaN, infinite values, or matches out of range in the batch (how many of which); squares beyond
+            float32; or another shape or kind than the total.
     """
-    host = _checked(batch)
+    host: Any = batch if isinstance(batch, PairTotals) else _checked(batch)
     if isinstance(batch, Pairs):
         host = _about_zero(host)
     host = jax.tree.map(lambda v: np.asarray(v).astype(np.int64 if np.asarray(v).dtype.kind == "i" else float), host)
@@ -377,7 +392,12 @@ def confusion(counts: Counts, match: Int[ArrayLike, " F"]) -> Confusion:
         match: the feature of each latent, for example ``best(cosines).feature``.
     """
     match, latent = np.asarray(match), np.asarray(counts.latent)
-    if match.shape != latent.shape or match.min() < 0 or match.max() >= len(counts.feature):
+    if (
+        match.shape != latent.shape
+        or match.dtype.kind not in "iu"
+        or match.min() < 0
+        or match.max() >= len(counts.feature)
+    ):
         raise ValueError(f"match must name one of {len(counts.feature)} features for each of {latent.size} latents")
     tp, true = np.asarray(counts.both)[np.arange(latent.size), match], np.asarray(counts.feature)[match]
     return Confusion(tp, latent - tp, true - tp, counts.tokens - latent - true + tp)
@@ -408,9 +428,7 @@ def macro(values: Detection, live: Bool[ArrayLike, " F"] | None = None) -> Detec
     >>> macro(Detection(half, half, half, half)).f1, macro(Detection(half, half, half, half), half > 0).f1
     (0.5, 1.0)
     """
-    keep = np.ones(len(values.f1), bool) if live is None else np.asarray(live)
-    if keep.shape != np.shape(values.f1):
-        raise ValueError(f"live must have one entry for each of {len(values.f1)} latents, got shape {keep.shape}")
+    keep = _living(live, len(values.f1))
     return Detection(*(float(np.mean(v[keep])) if keep.any() else 0.0 for v in values))
 
 
@@ -462,7 +480,7 @@ def pairs(
     match = jnp.asarray(match)
     if match.shape != acts.shape[1:]:
         raise ValueError(f"match must name a feature for each of {acts.shape[1]} latents, got shape {match.shape}")
-    lost = jnp.sum((match < 0) | (match >= features.shape[1]))
+    lost = _strays(match, features.shape[1])
     a, b = (v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in (acts, features[:, match]))
     on, true = a != 0, b != 0
     tokens, tp = jnp.sum(keep), jnp.sum(on & true, 0)
@@ -485,7 +503,8 @@ def _about_zero(batch: Pairs) -> PairTotals:
 
 
 def correlation(total: PairTotals) -> Float[np.ndarray, " F"]:
-    """Pearson correlation over all tokens of each latent's activation with its feature's value. 0 if one is constant.
+    """Pearson correlation over all tokens of each latent's activation with its feature's value. 0 if one is constant,
+    or varies by so little (about 1e-19) that its squares vanish in float32.
 
     Sums are centred per batch in float32 and pooled in float64: within about 1e-6 of float64 arithmetic.
 
@@ -559,6 +578,8 @@ def best_threshold(stream: Iterable[Firings]) -> Threshold:
     parts = list(stream)
     if not parts:
         raise ValueError("there are no firings to choose a threshold from: give at least one batch")
+    if len({part.positives.shape for part in parts}) > 1:
+        raise ValueError("the firings are of different numbers of latents: keep one stream for each SAE")
     latent, size, true = (np.concatenate([p[i] for p in parts]) for i in range(3))
     positives = np.sum([p.positives for p in parts], 0)
     order = np.lexsort((-size, latent))
@@ -629,8 +650,8 @@ def edges(
             f"parent, child and latent must each have one entry per edge, got shapes {parent.shape}, {child.shape}, "
             f"{latent.shape}"
         )
-    lost = sum(jnp.sum((i < 0) | (i >= size)) for i, size in zip((parent, child), 2 * features.shape[1:], strict=True))
-    lost += jnp.sum((latent < 0) | (latent >= acts.shape[1]))
+    n, F = features.shape[1], acts.shape[1]
+    lost = _strays(parent, n) + _strays(child, n) + _strays(latent, F)
     has, kid, on = features[:, parent] != 0, features[:, child] != 0, acts[:, latent] != 0
     alone, both = has & ~kid, has & kid
     return Edges(

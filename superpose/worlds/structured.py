@@ -54,28 +54,34 @@ class Magnitude:
         value: (u [k, batch] uniform in (0, 1], i [k]) -> values [k, batch] of the features i.
         live: P(value > 0) where a draw may be cut to 0; scalar or [n]. It multiplies the density, and ``value`` follows
             the law given that it is positive: a feature is active iff its entry is not 0.
+        n: number of features that there are parameters for; None: one law for all.
     """
 
     value: Callable[[Array, Array], Array]
     live: PerFeature = 1.0
+    n: int | None = None
 
 
 def constant(value: PerFeature = 1.0) -> Magnitude:
     """Always ``value``."""
+    n = _length(value)
     _positive("value", value)
-    return Magnitude(lambda u, i: jnp.broadcast_to(_rows(value, i, u.dtype), u.shape))
+    return Magnitude(lambda u, i: jnp.broadcast_to(_rows(value, i, u.dtype), u.shape), n=n)
 
 
 def uniform(high: PerFeature = 1.0) -> Magnitude:
     """U[0, high]."""
+    n = _length(high)
     _positive("high", high)
-    return Magnitude(lambda u, i: u * _rows(high, i, u.dtype))
+    return Magnitude(lambda u, i: u * _rows(high, i, u.dtype), n=n)
 
 
 def folded_normal(mean: PerFeature, std: PerFeature) -> Magnitude:
     """|N(mean, std^2)|, of mean std sqrt(2/pi) exp(-mean^2 / 2 std^2) + mean (1 - 2 Phi(-mean/std))."""
+    n = _length(mean, std)
     _positive("std", std, zero=True)
-    return Magnitude(lambda u, i: jnp.abs(_rows(mean, i, u.dtype) + _rows(std, i, u.dtype) * _normal(u)))
+    _positive("|mean| + std", np.abs(mean) + np.asarray(std))
+    return Magnitude(lambda u, i: jnp.abs(_rows(mean, i, u.dtype) + _rows(std, i, u.dtype) * _normal(u)), n=n)
 
 
 def rectified_normal(mean: PerFeature, std: PerFeature) -> Magnitude:
@@ -84,6 +90,7 @@ def rectified_normal(mean: PerFeature, std: PerFeature) -> Magnitude:
     A value of 0 is an inactive feature, so the density falls by the factor Phi(mean / std). With mean 1 and a small std
     it is multiplicative noise on a binary feature: std 0.05 is the "5 % noise" of the Matryoshka tree.
     """
+    n = _length(mean, std)
     _positive("mean", mean)
     _positive("std", std, zero=True)
     live = special.ndtr(np.asarray(mean, float) / np.maximum(np.asarray(std, float), 1e-30))
@@ -93,7 +100,7 @@ def rectified_normal(mean: PerFeature, std: PerFeature) -> Magnitude:
         x = _rows(mean, i, u.dtype) - _rows(std, i, u.dtype) * _normal(u * _rows(live, i, u.dtype))
         return jnp.maximum(x, 1e-30)
 
-    return Magnitude(value, live if live.ndim else float(live))
+    return Magnitude(value, live if live.ndim else float(live), n)
 
 
 MAGNITUDES: dict[str, Callable[..., Magnitude]] = {
@@ -114,6 +121,27 @@ def _normal(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Phi^-1(u), clipped to about +-5.3 in float32, where 2u - 1 has no finer steps."""
     edge = 1 - jnp.finfo(u.dtype).epsneg
     return np.sqrt(2).astype(u.dtype) * lax.erf_inv(jnp.clip(2 * u - 1, -edge, edge))
+
+
+def _length(*parameters: PerFeature) -> int | None:
+    """Number of features that the parameters are for; None where all are scalars."""
+    shapes = [np.shape(p) for p in parameters]
+    lengths = {shape[0] for shape in shapes if len(shape) == 1}
+    if max(map(len, shapes)) > 1 or len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            f"parameters must be scalars or have one entry for each feature, but their shapes are {shapes}."
+        )
+    return lengths.pop() if lengths else None
+
+
+def _probabilities(name: str, value: Density, n: int) -> Float[np.ndarray, " n"]:
+    """One probability for each of n features, of a scalar or of n."""
+    p = np.asarray(value, float)
+    if p.shape not in ((), (n,)):
+        raise ValueError(f"{name} must be a scalar or have shape ({n},), but its shape is {p.shape}.")
+    if not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(f"{name} must lie in [0, 1], but it goes from {p.min():.4g} to {p.max():.4g}.")
+    return np.broadcast_to(p, (n,))
 
 
 def _positive(name: str, value: PerFeature, zero: bool = False) -> None:
@@ -151,6 +179,12 @@ def proportional(
 GATES: dict[str, Callable[[Array, Array, Array], Array]] = {"threshold": threshold, "proportional": proportional}
 
 
+def _gate(name: str) -> Callable[[Array, Array, Array], Array]:
+    if name not in GATES:
+        raise ValueError(f"unknown gate {name!r}: choose one of {', '.join(sorted(GATES))}.")
+    return GATES[name]
+
+
 def copula(
     n: int,
     factor: Float[np.ndarray, "n r"] | None = None,
@@ -172,13 +206,12 @@ def copula(
     Raises:
         ValueError: n < 1, wrong shapes, a row longer than 1, or an unknown gate.
     """
-    magnitude = uniform() if magnitude is None else magnitude
+    magnitude, chance_of = uniform() if magnitude is None else magnitude, _gate(gate)
     if n < 1:
         raise ValueError(f"a world needs at least one feature, but n is {n}.")
-    if gate not in GATES:
-        raise ValueError(f"unknown gate {gate!r}: choose one of {', '.join(sorted(GATES))}.")
-    if np.shape(magnitude.live) not in ((), (n,)):
-        raise ValueError(f"{n} features need a magnitude for each, but it has {np.size(magnitude.live)}.")
+    if magnitude.n not in (None, n):
+        raise ValueError(f"{n} features need a magnitude for each, but it has {magnitude.n}.")
+    _probabilities("live", magnitude.live, n)
     if factor is not None:
         factor, rest = _checked(factor, n)
     blocks = 1 if n < 64 else max(4, -(-n // BLOCK))
@@ -197,7 +230,7 @@ def copula(
                 chance = p[i][:, None]
             else:
                 shift = jnp.matmul(f[i], z, precision=lax.Precision.HIGHEST)
-                chance = GATES[gate](shift, s[i], p[i])
+                chance = chance_of(shift, s[i], p[i])
             chance = chance * _rows(magnitude.live, i, p.dtype)
             u = _uniform(jax.random.bits(key, (rows, batch)), p.dtype)
             values = magnitude.value(jnp.minimum(u / jnp.where(chance > 0, chance, 1), 1), i)
@@ -222,7 +255,7 @@ def random_factor(n: int, rank: int, scale: float, seed: int) -> Float[np.ndarra
 
     Rows that would leave less than 1 % of the variance independent are shortened.
     """
-    if rank < 1 or not scale >= 0:
+    if rank < 1 or not 0 <= scale < np.inf:
         raise ValueError(f"a factor needs rank >= 1 and scale >= 0, but rank is {rank} and scale is {scale}.")
     factor = scale * np.random.default_rng(seed).standard_normal((n, rank))
     return factor * np.minimum(1, np.sqrt(CAPPED / np.maximum((factor**2).sum(1, keepdims=True), 1e-30)))
@@ -233,6 +266,8 @@ def random_correlation(n: int, seed: int) -> Float[np.ndarray, "n n"]:
 
     Scaled to a unit diagonal; the public code that follows Sharkey et al. 2022 leaves the raised diagonal as it is.
     """
+    if n < 1:
+        raise ValueError(f"a correlation matrix needs at least one feature, but n is {n}.")
     a = np.random.default_rng(seed).random((n, n))
     a = (a + a.T) / 2
     a += max(0.0, -1.001 * np.linalg.eigvalsh(a)[0]) * np.eye(n)
@@ -307,12 +342,12 @@ class _Forest:
 
 
 def _forest(parent: Int[np.ndarray, "..."], exclusive: Exclusive) -> _Forest:
-    parent = np.asarray(parent)
-    n = len(parent)
-    if parent.ndim != 1 or n < 1 or parent.min() < -1 or parent.max() >= n:
+    parent, flags = np.asarray(parent), np.asarray(exclusive)
+    n = parent.size
+    if parent.ndim != 1 or n < 1 or parent.dtype.kind not in "iu" or parent.min() < -1 or parent.max() >= n:
         raise ValueError(f"parent must be one index from -1 (a root) to {n - 1} for each feature, but it is {parent}.")
-    if np.shape(exclusive) not in ((), (n,)):
-        raise ValueError(f"exclusive must be one bool or {n}, but its shape is {np.shape(exclusive)}.")
+    if flags.shape not in ((), (n,)) or flags.dtype != bool:
+        raise ValueError(f"exclusive must be one bool or {n}, but its shape is {flags.shape}, its type {flags.dtype}.")
     place, level, levels = np.zeros(n, int), np.flatnonzero(parent < 0), []
     above = np.zeros(len(level), int)
     while len(level):
@@ -325,7 +360,7 @@ def _forest(parent: Int[np.ndarray, "..."], exclusive: Exclusive) -> _Forest:
     order = np.argsort(parent, kind="stable")
     owners, starts = np.unique(parent[order], return_index=True)
     families = dict(zip(owners.tolist(), np.split(order, starts[1:]), strict=True))
-    alone = np.broadcast_to(exclusive, n)
+    alone = np.broadcast_to(flags, n)
     tables: dict[int, list[np.ndarray]] = {}
     for owner, children in families.items():
         if owner >= 0 and alone[owner] and len(children) > 1:
@@ -358,6 +393,8 @@ def tree(world: World, parent: Parents, exclusive: Exclusive = False, unit: PerF
         raise ValueError(f"parent must have shape ({n},), but its shape is {np.shape(parent)}.")
     forest = _forest(parent, exclusive)
     if unit is not None:
+        if _length(unit) not in (None, n):
+            raise ValueError(f"unit must be a scalar or have shape ({n},), but its shape is {np.shape(unit)}.")
         _positive("unit", unit)
         unit = np.broadcast_to(np.asarray(unit, float), n)
 
@@ -516,14 +553,15 @@ def marginals(
         points: a power of 2.
 
     Raises:
-        ValueError: wrong shapes, a loop, or points that are no power of 2.
+        ValueError: wrong shapes, no probabilities, a loop, an unknown gate, densities above 1/2 for the gate
+            "proportional", or points that are no power of 2.
 
     A parent with two exclusive children, each drawn with 1/2: 1/2 (1/2 1/2 + 1/2) = 3/8 given the parent:
 
     >>> print(marginals(np.array([0.5, 0.5, 0.5]), np.array([-1, 0, 0]), exclusive=True))
     [0.5    0.1875 0.1875]
     """
-    forest, n = _forest(parent, exclusive), len(parent)
+    forest, n = _forest(parent, exclusive), np.size(parent)
     estimate = _mean_over_factors(lambda q: _through(q, forest), n, density, factor, gate, live, points)
     active = np.array(np.broadcast_to(np.asarray(density, float) * live, n))
     for (above, _), (level, place) in zip(forest.levels, forest.levels[1:], strict=False):
@@ -542,17 +580,18 @@ def _mean_over_factors(
     points: int = 1024,
 ) -> np.ndarray:
     """Mean over z of f(P(active | z) [n, points]) -> [..., points]."""
-    p = np.broadcast_to(np.asarray(density, float), n)
-    alive = np.broadcast_to(np.asarray(live, float), n)[:, None]
+    p, alive = _probabilities("density", density, n), _probabilities("live", live, n)[:, None]
+    chance = jax.jit(_gate(gate))
     if factor is None:
         return f(p[:, None] * alive)[..., 0]
     factor, rest = _checked(factor, n)
+    if gate == "proportional" and p.max() > 0.5:
+        raise ValueError(f"gate 'proportional' is exact for densities up to 1/2, but the largest is {p.max():.4g}.")
     if points < 1 or points & (points - 1):
         raise ValueError(f"Sobol points come in powers of 2, but points is {points}.")
     u = qmc.Sobol(factor.shape[1], rng=np.random.default_rng(0)).random(points)
     z = special.ndtri(np.clip(u, 1e-9, 1 - 1e-9)).T
     step = max(1, 2**20 // n)
-    chance = jax.jit(GATES[gate])
     total = 0.0
     for a in range(0, points, step):
         given = chance(jnp.asarray(factor @ z[:, a : a + step], float), jnp.asarray(rest, float), jnp.asarray(p, float))
@@ -633,6 +672,10 @@ def _shares(
 ) -> tuple[Float[np.ndarray, " n"], _Forest]:
     """Wanted P(child) / P(parent), and P(root)."""
     forest, wanted, parent = _forest(parent, exclusive), np.asarray(wanted, float), np.asarray(parent)
+    if wanted.shape != parent.shape:
+        raise ValueError(
+            f"wanted needs one density for each of {len(parent)} features, but its shape is {wanted.shape}."
+        )
     if not (wanted.min() > 0 and wanted.max() <= 1):
         raise ValueError(f"wanted densities must lie in (0, 1], but they go from {wanted.min()} to {wanted.max()}.")
     return wanted / np.where(parent < 0, 1, wanted[parent]), forest
@@ -712,7 +755,11 @@ class Truth(NamedTuple):
 
 
 def _nested(given: list[float], parent: list[int], exclusive: bool, noise: int | float) -> Truth:
-    """Binary features, with relative noise, in a tree; ``given`` is P(active | parent active), or P(root)."""
+    """Binary features, with relative noise, in a tree; ``given`` is P(active | parent active), or P(root).
+
+    Noise is drawn from N(1, noise^2), and a value that it brings to 0 or below is an inactive feature: probabilities
+    fall by about Phi(1 / noise) per level, which is 1 to six digits up to noise = 0.2. ``Truth.active`` is exact.
+    """
     chance, up = np.array(given, float), np.array(parent)
     if not (chance.min() > 0 and chance.max() <= 1):
         raise ValueError(f"probabilities must lie in (0, 1], but they are {given}.")
@@ -732,7 +779,7 @@ def parent_child(
         parent: P(feature 0).
         child: P(feature 1 | feature 0); 0.2 makes it as rare as the others, 0.05.
         other: P(feature i) for i >= 2.
-        noise: standard deviation of the values, whose mean is 1.
+        noise: standard deviation of the values, whose mean is 1. Those below 0 are inactive: few up to 0.2.
     """
     if n < 2:
         raise ValueError(f"a parent and a child are two features, but n is {n}.")
@@ -748,7 +795,7 @@ def hedging(
         parent: P(feature 0).
         children: P(feature i | feature 0) if nested, else P(feature i). The paper's balance study has (0.15,) * 3.
         nested: whether the children are active only where feature 0 is; False: all are independent.
-        noise: standard deviation of the values, whose mean is 1.
+        noise: standard deviation of the values, whose mean is 1. Those below 0 are inactive: few up to 0.2.
     """
     return _nested([parent, *children], [-1, *[0 if nested else -1] * len(children)], False, noise)
 
@@ -780,6 +827,10 @@ def matryoshka_tree(
     >>> print(matryoshka_tree(parents=2, children=2, free=1).parent)
     [-1  0  0 -1  3  3 -1]
     """
+    if min(parents, children, free) < 0 or parents + free < 1:
+        raise ValueError(
+            f"a tree needs parents, children and free >= 0 and a feature, but they are {parents}, {children}, {free}."
+        )
     given, up = [], []
     for k in range(parents):
         given += [parent] + [child] * children
@@ -799,8 +850,10 @@ def sharkey(
     belongs to a sample, so that samples are independent, and silent ones are drawn again.
 
     Raises:
-        ValueError: a density above 1/2, where the proportional gate is not exact.
+        ValueError: a density above 1/2, where the proportional gate is not exact, or none at all.
     """
+    if n < 1 or not (0 < decay <= 1 and 0 < active < np.inf):
+        raise ValueError(f"it needs n >= 1, active > 0 and decay in (0, 1], but they are {n}, {active}, {decay}.")
     p = decay ** np.arange(n, dtype=float)
     p *= active / p.sum()
     if p.max() > 0.5:
@@ -808,9 +861,9 @@ def sharkey(
             f"densities must be at most 1/2, but the largest is {p.max():.3g}: lower active or raise decay."
         )
     factor = np.linalg.cholesky(random_correlation(n, seed)) if correlated else None
-    silent = _mean_over_factors(lambda q: np.exp(np.log1p(-q).sum(0)), n, p, factor, "proportional", 1.0)
+    silent = _mean_over_factors(lambda q: np.prod(1 - q, 0), n, p, factor, "proportional", 1.0)
     world = conditioned(copula(n, factor, uniform(), "proportional"))
-    return Truth(world, p, p / (1 - silent), np.full(n, -1))
+    return Truth(world, p, np.minimum(p / (1 - silent), 1), np.full(n, -1))
 
 
 def synthetic(
@@ -899,10 +952,11 @@ def directions(key: Key[Array, ""], n: int, d: int, steps: int = 100, lr: float 
     time nor memory grows with n^2. steps = 0 gives random directions.
 
     Raises:
-        ValueError: n or d < 1, or steps < 0.
+        ValueError: n or d < 1, steps < 0, or an lr below 0 or not finite.
     """
     if min(n, d) < 1 or steps < 0:
         raise ValueError(f"directions need n, d >= 1 and steps >= 0, but they are {n}, {d}, {steps}.")
+    _positive("lr", lr, zero=True)
     return _orthogonalised(jax.random.normal(key, (n, d)), steps, lr)
 
 
@@ -944,7 +998,11 @@ def overlaps(W: Float[Array, "n d"]) -> Overlaps:
     >>> print(overlaps(jnp.array([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])).largest)
     [1. 0. 1.]
     """
-    n, unit = len(W), _unit(W)
+    n = len(W)
+    if n < 2:
+        raise ValueError(f"directions overlap with one another: at least 2 are needed, but there are {n}.")
+    size = jnp.max(jnp.abs(W), 1, keepdims=True)
+    unit = _unit(W / jnp.where(size > 0, size, 1))  # squares of tiny and huge rows neither vanish nor overflow
     block = min(BLOCK, n)
 
     def one(i: Int[Array, " k"]) -> tuple[Array, Array]:
@@ -953,7 +1011,7 @@ def overlaps(W: Float[Array, "n d"]) -> Overlaps:
         return cos.max(1), cos.sum(1)
 
     largest, total = lax.map(one, jnp.arange(-(-n // block) * block).reshape(-1, block))
-    return Overlaps(largest.reshape(-1)[:n], total.sum() / (n * max(1, n - 1)))
+    return Overlaps(largest.reshape(-1)[:n], total.sum() / (n * (n - 1)))
 
 
 # ---- activations
@@ -981,11 +1039,17 @@ class Embedding:
     active: Float[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
+        if self.directions.ndim != 2:
+            raise ValueError(f"directions must have shape (n, d), but their shape is {self.directions.shape}.")
         n, d = self.directions.shape
         if n != self.world.n:
             raise ValueError(f"directions need one row for each of {self.world.n} features, but they have {n}.")
         if self.bias is not None and self.bias.shape != (d,):
             raise ValueError(f"the bias must have shape ({d},), but its shape is {self.bias.shape}.")
+        if not isinstance(self.density, jax.core.Tracer):
+            _probabilities("density", self.density, n)
+        if self.active is not None:
+            _probabilities("active", self.active, n)
 
     def sample(self, key: Key[Array, ""], batch: int) -> Float[Array, "batch d"]:
         """Activations [batch, d]."""
