@@ -31,7 +31,17 @@ class Kind(NamedTuple):
     shape: tuple[int, ...]
 
 
-def kind(c: Any, d_in: int, steps: int, seeds: int, sample: np.ndarray, block: int | None = None, **given: Any) -> Kind:
+def kind(
+    c: Any,
+    d_in: int,
+    steps: int,
+    seeds: int,
+    sample: np.ndarray,
+    *,
+    resampled: bool = False,
+    block: int | None = None,
+    **given: Any,
+) -> Kind:
     """The population that a kind's config states.
 
     Args:

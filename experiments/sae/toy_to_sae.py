@@ -5,6 +5,7 @@ way to simulate larger sparse networks".
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
@@ -37,7 +38,7 @@ def run(config, key, workdir):
     toy = superposition_demo.run(config.toy, toy_key, workdir / "toy")
     W, density = toy["relu_W"], toy["densities"]
     n, m = W.shape[1:]
-    world = sparse.independent(n)
+    draw_active: Any = sparse.independent(n).sample_active  # samples with at least one active feature
     norms = np.linalg.norm(W, axis=2)
     any_active = -np.expm1(n * np.log1p(-np.minimum(density.astype(float), 1 - 1e-9)))
     on = density / any_active  # P(a feature is active | one is)
@@ -47,7 +48,7 @@ def run(config, key, workdir):
     extra = {"W": np.repeat(W, config.seeds, 0), "density": np.repeat(density, config.seeds, 0)}
 
     def sample(key, hyper):
-        return world.sample_active(key, hyper["density"], config.batch).T @ hyper["W"]
+        return draw_active(key, hyper["density"], config.batch).T @ hyper["W"]
 
     pop = dataclasses.replace(made.population, hyper={**made.population.hyper, **extra}, source=Sampler(sample))
     made = made._replace(population=pop)
@@ -58,7 +59,7 @@ def run(config, key, workdir):
 
     @jax.jit
     def counts(params, W, density, key):
-        x = world.sample_active(key, density, config.eval_batch).T
+        x = draw_active(key, density, config.eval_batch).T
         return recovery.coactivation(SAE(plain, params).encode(x @ W), x)
 
     rows = []
@@ -70,7 +71,7 @@ def run(config, key, workdir):
             untrained = {**params, **{k: np.asarray(start[k]) for k in ("W_enc", "b_enc", "W_dec", "b_dec")}}
             scores = []
             for weights in (params, untrained):
-                total = None
+                total: Any = None
                 for b in range(config.eval_batches):
                     total = recovery.add(total, counts(weights, W[d], p, jax.random.fold_in(eval_key, b)))
                 scores.append(recovery.f1(total).max(0))
