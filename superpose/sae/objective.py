@@ -57,7 +57,8 @@ class Training:
         prefixes: sizes of the nested dictionaries of a Matryoshka SAE, ascending; the whole one is added.
         random_prefixes: so many sizes are drawn anew at each step instead, log-uniform (Bussmann et al. 2025,
             arXiv 2503.17547).
-        prefix_mean: whether the nested errors are averaged (dictionary_learning) or summed (SAELens).
+        prefix_mean: whether the nested errors are averaged (dictionary_learning) or summed (SAELens). The penalty falls
+            on the whole dictionary, once.
         revival: "none", "auxk" (Gao et al. 2024) or "pre_act" (Anthropic, January 2025), for dead latents.
         revival_coefficient: of that loss.
         auxk_k: dead latents that guess the residual; None is d_in // 2.
