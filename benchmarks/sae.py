@@ -13,7 +13,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peer_sae import data
-from benchmarks.toy import device_name
+from benchmarks.toy import device_name, peer
 from superpose.sae.model import Architecture
 from superpose.sae.objective import Training, population
 from superpose.train.fit import fit
@@ -86,15 +85,6 @@ def encoder(d: int, F: int, repeats: int) -> float:
     return statistics.median(times)
 
 
-def peer(python: str, what: str, d: int, F: int, steps: int) -> dict[str, Any]:
-    """One call of a peer in its own environment; its JSON line."""
-    command = [python, str(HERE / "peer_sae.py"), what, *map(str, (d, F, BATCH, K, steps))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"the peer failed ({done.stderr.strip().splitlines()[-1:]}): is {python} made by `make peers`?")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with the peers (make peers)")
@@ -109,11 +99,11 @@ def main() -> int:
         for r in range(args.rounds):
             print(f"d={d}, d_sae={F}: round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
             for name in PEERS:
-                seen.setdefault(name, []).append(peer(args.peer, name, d, F, args.steps))
+                seen.setdefault(name, []).append(peer(args.peer, "peer_sae.py", name, d, F, BATCH, K, args.steps))
             for activation in ("topk", "batch_topk"):
                 seen.setdefault(activation, []).append(ours(activation, start, batches, args.steps))
             seen.setdefault("product", []).append({"seconds": encoder(d, F, 5)})
-            seen.setdefault("peer product", []).append(peer(args.peer, "matmul", d, F, 5))
+            seen.setdefault("peer product", []).append(peer(args.peer, "peer_sae.py", "matmul", d, F, BATCH, K, 5))
         seconds = {name: statistics.median(s["seconds"] for s in runs) for name, runs in seen.items()}
         losses = {name: runs[-1]["losses"][-1] for name, runs in seen.items() if "losses" in runs[-1]}
         faster = seconds["peer product"] / seconds["product"]

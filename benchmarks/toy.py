@@ -78,9 +78,9 @@ def phase():
     return population(2, 1, hyper, recipe, expectation="quadrature", size=PHASE.nodes, init=start, block=PHASE.block)
 
 
-def peer(python: str, *args: str) -> dict:
-    """One call of the peer in its own environment; its JSON line."""
-    done = subprocess.run([python, str(HERE / "peer_toy.py"), *args], capture_output=True, text=True)
+def peer(python: str, script: str, *args: object) -> dict[str, Any]:
+    """One call of a peer's script in its own environment; its JSON line."""
+    done = subprocess.run([python, str(HERE / script), *map(str, args)], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"the peer failed ({done.stderr.strip().splitlines()[-1:]}): is {python} made by `make peers`?")
     return json.loads(done.stdout.splitlines()[-1])
@@ -142,8 +142,8 @@ def main() -> int:
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     stored = {k: HERE / "results" / f"peer_{k}.npz" for k in ("demo", "uniform")}
     if args.retrain:
-        peer(args.peer, "demo", "--seeds", str(DEMO.seeds), "--save", str(stored["demo"]))
-        peer(args.peer, "uniform", "--seeds", "1", "--save", str(stored["uniform"]))
+        peer(args.peer, "peer_toy.py", "demo", "--seeds", str(DEMO.seeds), "--save", str(stored["demo"]))
+        peer(args.peer, "peer_toy.py", "uniform", "--seeds", "1", "--save", str(stored["uniform"]))
     peers = {k: np.load(p) for k, p in stored.items()}
 
     times: dict[str, list[float]] = {}
@@ -151,7 +151,7 @@ def main() -> int:
     key, last = prng.key(0), {}
     for r in range(args.rounds):
         print(f"round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
-        timed = peer(args.peer, "demo", "--seeds", str(DEMO.seeds), "--steps", "20")
+        timed = peer(args.peer, "peer_toy.py", "demo", "--seeds", str(DEMO.seeds), "--steps", "20")
         note("peer demo step", timed["seconds"] / timed["steps"])
         clock = time.perf_counter()
         result = fit(demo(), steps=DEMO.steps, key=key, log_every=500)
@@ -159,7 +159,7 @@ def main() -> int:
         note("demo run", result["relu"].seconds)
         last["demo"] = result
 
-        timed = peer(args.peer, "uniform", "--seeds", "1", "--steps", "15")
+        timed = peer(args.peer, "peer_toy.py", "uniform", "--seeds", "1", "--steps", "15")
         note("peer uniform step", timed["seconds"] / timed["steps"])
         one = fit(uniform(UNIFORM.batch, steps=40), steps=40, key=key, log_every=20)
         note("uniform step", one.seconds / 40)
@@ -171,7 +171,7 @@ def main() -> int:
         clock = time.perf_counter()
         fit(phase(), steps=PHASE.steps, key=key, log_every=50)
         note("phase diagram", time.perf_counter() - clock)
-        note("peer matmul", peer(args.peer, "matmul")["gflops"])
+        note("peer matmul", peer(args.peer, "peer_toy.py", "matmul")["gflops"])
         note("matmul", matmul_rate())
 
     median = {k: statistics.median(v) for k, v in times.items()}
