@@ -40,7 +40,7 @@ def run(config, key, workdir):
     arch, scores = Architecture(config.d, config.d_sae, "topk", max(1, round(config.l0))), []
     for s in range(config.seeds):
         W = np.asarray(jax.random.normal(jax.random.fold_in(sample_key, s), (config.d_sae, config.d)))
-        W /= np.linalg.norm(W, axis=1, keepdims=True)
+        W = W / np.linalg.norm(W, axis=1, keepdims=True)
         zeros = np.zeros(config.d_sae, np.float32)
         scores.append(judge(arch, {"W_enc": W.T, "b_enc": zeros, "W_dec": W, "b_dec": sample.mean(0)}))
     out |= {f"random_{s}": np.asarray([v[s] for v in scores]) for s in kinds.SCORES}
