@@ -676,3 +676,19 @@ def test_an_iterator_without_a_position_is_refused():
     pop = Population(quadratic(), sgd(4), {**seeds(2), "w": W})
     with pytest.raises(ValueError, match=r"source must be a Sampler or a Stream \(next, get_state, set_state\), got"):
         inspect.unwrap(fit)(pop, **{**GOOD, "source": iter([W])})  # before the types are checked as in these tests
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_sampler_s_values_that_are_not_finite_are_counted_and_refused(shared):
+    """They are no divergence: the batch is drawn again once a member stops, and looked at."""
+
+    def sample(key, hyper=None):
+        x = jax.random.normal(key, (32, 8))
+        return jnp.where(x > 3.2, jnp.inf, x)  # about 1 of 1,455 values
+
+    init = lambda key, hyper: (jnp.zeros(8), ())  # noqa: E731
+    loss = lambda w, state, x, key, step, hyper: (jnp.mean((x - w) ** 2), (state, {}))  # noqa: E731
+    models = Population(Objective(init, loss), Recipe(steps=20, lr=0.01), {"seed": np.array([5, 9])})
+    said = r"^the sampler's batch for step \d+ of population 'members' has \d+ of 256 values that are not finite: mend"
+    with pytest.raises(ValueError, match=said):
+        fit(models, steps=20, key=jax.random.key(0), log_every=5, source=Sampler(sample, shared), mesh=None)

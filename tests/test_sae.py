@@ -12,9 +12,9 @@ from train_script import KEY, Batches, compile_cache, differing, leaves
 from superpose.sae import activations, losses, model, objective, recovery
 from superpose.sae.activations import ACTIVATIONS
 from superpose.sae.model import SAE, Architecture
-from superpose.sae.objective import Training, inference, member, population
+from superpose.sae.objective import Training, inference, member, population, resample
 from superpose.train.checkpoint import Stopped
-from superpose.train.fit import Sampler, evaluate, fit
+from superpose.train.fit import Members, Sampler, evaluate, fit
 from superpose.train.recipe import Recipe
 from superpose.worlds.sparse import independent
 
@@ -601,6 +601,20 @@ def test_bad_activations_are_counted_and_refused():
     pop = population(GOOD, Training(), {"seed": np.arange(1)}, Recipe(steps=2))
     with pytest.raises(ValueError, match="batch for step 0 has 2 of 640 values that are not finite"):
         fit(pop, steps=2, key=KEY, source=Broken((32, D)), mesh=None)
+
+
+def test_what_resampling_draws_is_looked_at():
+    arch, training = Architecture(8, 16, "relu"), Training(penalty="l1", coefficient=1.0, dead_tokens=1)
+    draw = lambda key: jax.random.normal(key, (32, 8))  # noqa: E731
+    source = Sampler(lambda key: jnp.where(draw(key) > 0, jnp.nan, 1.0), shared=True)
+    pop = population(arch, training, {"seed": np.arange(1)}, Recipe(steps=1))
+    params, state = pop.objective.init(KEY, {})
+    members = jax.tree.map(lambda x: np.asarray(x)[None].copy(), Members(params, (), state, 0.0, -1))
+    members.state["silent"][:] = 5
+    with pytest.raises(
+        ValueError, match=r"^what resampling drew after step 3 has \d+ of 256 values that are not finite"
+    ):
+        resample(arch, training, rows=32)(members, {}, source, KEY, 3)
 
 
 def test_a_world_that_never_fires_trains_to_silence():

@@ -527,6 +527,11 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
             else:
                 batches.append(next(source))
             count += len(batches[-1])
+            if bad := int((~np.isfinite(batches[-1])).sum()):
+                raise ValueError(
+                    f"what resampling drew after step {step} has {bad} of {batches[-1].size} values that are not "
+                    "finite: mend or drop them before training"
+                )
         for i in np.flatnonzero(dead.any(1)).tolist():
             params = jax.tree.map(lambda a, i=i: a[i], members.params)
             pick = lambda name, default, i=i: hyper[name][i] if name in hyper else default  # noqa: E731

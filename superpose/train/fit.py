@@ -573,6 +573,14 @@ def _unflat(like: PyTree, prefix: str, arrays: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
+def _refuse_not_finite(batch: PyTree, what: str) -> None:
+    for leaf in map(np.asarray, jax.tree.leaves(batch)):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and (bad := int((~np.isfinite(leaf)).sum())):
+            raise ValueError(
+                f"{what} has {bad} of {leaf.size} values that are not finite: mend or drop them before training"
+            )
+
+
 def _peek(source: Stream) -> PyTree:
     """A Stream's next batch; its position is set back, by way of JSON as a checkpoint will do it."""
     place = source.get_state()
@@ -802,12 +810,7 @@ class _Run:
                 raise ValueError(
                     f"the stream ended at step {step} of {self.steps}: give more data or fewer steps"
                 ) from None
-            for leaf in jax.tree.leaves(batches[-1]):
-                if jnp.issubdtype(leaf.dtype, jnp.inexact) and (bad := int((~np.isfinite(leaf)).sum())):
-                    raise ValueError(
-                        f"the stream's batch for step {step} has {bad} of {leaf.size} values that are not finite: "
-                        "mend or drop them before training"
-                    )
+            _refuse_not_finite(batches[-1], f"the stream's batch for step {step}")
         batches += batches[:1] * (self.feed - len(batches))
         return jax.tree.map(lambda *b: np.stack(b), *batches)
 
@@ -902,11 +905,25 @@ class _Run:
                 parts.append(np.asarray(_unpad(g.carry[name][0].frozen_at, size)))
         return np.concatenate(parts)
 
+    def _judge_data(self, name: str, i: int, step: int) -> None:
+        """Before member i counts as diverged at a step: whether the batch, drawn again, was what is not finite."""
+        pop, source = self.pops[name], self.pops[name].source or self.source
+        if not isinstance(source, Sampler):
+            return  # a Stream's batches were looked at before they were used
+        hyper = {k: np.asarray(v)[i] for k, v in pop.hyper.items()}
+        run_key = _keys(self.root, jnp.asarray(hyper["seed"])[None])[0, 1]
+        if source.shared:
+            batch = jax.jit(source.sample)(jax.random.fold_in(self.stream_key, step))
+        else:
+            batch = jax.jit(source.sample)(jax.random.split(jax.random.fold_in(run_key, step))[0], hyper)
+        _refuse_not_finite(batch, f"the sampler's batch for step {step} of population {name!r}")
+
     def _name_frozen(self, known: dict[str, np.ndarray]) -> None:
         for name, pop in self.pops.items():
             frozen = self._frozen(name)
             new = np.flatnonzero((frozen >= 0) & (known[name] < 0))
-            for i in new[:5]:
+            for i in new[:5].tolist():
+                self._judge_data(name, i, int(frozen[i]))
                 values = ", ".join(f"{k}={np.asarray(v)[i]:.6g}" for k, v in pop.hyper.items() if np.ndim(v) == 1)
                 say(f"member {i} of {name!r} ({values}) diverged at step {frozen[i]} and is frozen")
             if len(new) > 5:
