@@ -67,7 +67,7 @@ def run(config, key, workdir):
                 acts = SAE(arch, params).encode(x)
                 edge = ([0], [1], [int(order[0])])
                 total = recovery.add(total, recovery.edges(acts, features, *map(np.asarray, edge)))
-            fires = [total.alone_on[0] / total.alone[0], total.both_on[0] / total.both[0]]
+            fires = [total.alone_on[0] / max(total.alone[0], 1), total.both_on[0] / max(total.both[0], 1)]
             rows.append((decoder[order], encoder[order], fires, recovery.absorption_gap(total)[0]))
         error = np.where(trained[name].frozen_at >= 0, np.inf, trained[name].history["loss"][-1])
         check.some_sound(error[None], "world", [0])

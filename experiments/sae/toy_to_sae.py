@@ -43,7 +43,7 @@ def run(config, key, workdir):
     any_active = -np.expm1(n * np.log1p(-np.minimum(density.astype(float), 1 - 1e-9)))
     on = density / any_active  # P(a feature is active | one is)
     c = config.kind.copy_and_resolve_references()
-    c.sweep = {"k": tuple(((norms > 0.5).sum(1) * on).tolist())}
+    c.sweep = {"k": tuple((np.maximum((norms > 0.5).sum(1), 0.1) * on).tolist())}
     made = kinds.kind(c, m, config.steps, config.seeds, np.ones((1, m)))
     extra = {"W": np.repeat(W, config.seeds, 0), "density": np.repeat(density, config.seeds, 0)}
 
