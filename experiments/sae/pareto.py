@@ -17,6 +17,15 @@ SOURCES = {
     "batch_topk": "Bussmann et al. 2024, arXiv 2412.06410",
     "topk": "Gao et al. 2024, arXiv 2406.04093",
 }
+ALONE = (
+    "at L0 = 1 a TopK SAE must explain each sample by one latent: its latents are mixtures of features that go together; "
+    "from L0 = 2 on it holds"
+)
+TIED = (
+    "an expectation that was wrong: with true directions as encoder too, overlapping features switch each other on; a "
+    "trained encoder points away from its neighbours. Above the truth's L0 the true directions are first"
+)
+GREEDY = "at L0 = 1 its unit rows serve as encoder too, and a free encoder chooses better; from L0 = 2 on it holds"
 BASELINES = {"truth": "true directions, TopK", "random": "random directions, TopK", "pca": "PCA"}
 
 
@@ -96,7 +105,7 @@ def draw(results, config):
         ax.axvline(config.true_l0, color="k", lw=0.8, ls=":")
         ax.text(config.true_l0, 0.01, " truth's $L_0$", fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
     figure.suptitle(
         f"{config.n} features in {config.d} dimensions, {config.d_sae} latents, {config.seeds} seeds: "
         "what reconstructs best does not find most",
@@ -123,9 +132,9 @@ def claims(results, config):
               "every library's baseline", 0.0, min(float((middle[k] - middle["pca"]).min()) for k in order), 0.0, ">="),
         Claim("random directions find nothing: largest F1 below the smallest F1 of a trained SAE at the same L0",
               "negative control", 0.0,
-              float(max((f1["random"].max(1) - f1[k].min(1)).max() for k in order)), 0.0, "<="),
+              float(max((f1["random"].max(1) - f1[k].min(1)).max() for k in order)), 0.0, "<=", note=ALONE),
         Claim("true directions score above every trained SAE in F1 (smallest difference, per L0)", "upper reference",
-              0.0, min(float((f1["truth"].mean(1) - f1[k].mean(1)).min()) for k in order), 0.0, ">="),
+              0.0, min(float((f1["truth"].mean(1) - f1[k].mean(1)).min()) for k in order), 0.0, ">=", note=TIED),
     ]  # fmt: skip
     for k, source in SOURCES.items():
         if k in order and "l1" in order:
@@ -135,5 +144,5 @@ def claims(results, config):
         rest = np.max([middle[k] for k in order if k not in ("matching_pursuit", "abs_topk")], 0)
         out.append(Claim("matching pursuit reconstructs better than all others with positive activations, at each L0",
                          "SynthSAEBench", 0.0, 
-                         float((middle["matching_pursuit"] - rest).min()), 0.0, ">="))  # fmt: skip
+                         float((middle["matching_pursuit"] - rest).min()), 0.0, ">=", note=GREEDY))  # fmt: skip
     return out
