@@ -22,7 +22,7 @@ ALONE = (
     "from L0 = 2 on it holds"
 )
 TIED = (
-    "an expectation that was wrong: with true directions as encoder too, overlapping features switch each other on; a "
+    "the expectation was wrong: with true directions as encoder too, overlapping features switch each other on; a "
     "trained encoder points away from its neighbours. Above the truth's L0 the true directions are first"
 )
 GREEDY = "at L0 = 1 its unit rows serve as encoder too, and a free encoder chooses better; from L0 = 2 on it holds"
