@@ -18,7 +18,7 @@ SOURCES = {
     "topk": "Gao et al. 2024, arXiv 2406.04093",
 }
 ALONE = (
-    "at L0 = 1 a TopK SAE must explain each sample by one latent: its latents are mixtures of features that go together; "
+    "at L0 = 1 a TopK SAE has one latent for each sample: its latents are mixtures of features that go together; "
     "from L0 = 2 on it holds"
 )
 TIED = (
