@@ -14,12 +14,16 @@ from superpose.sae import metrics, recovery
 from superpose.sae.model import SAE, Architecture
 from superpose.sae.objective import Training, inference, member, population, prepared, resample
 from superpose.train.fit import Population, Sampler, fit
+from superpose.worlds import structured
 
 SCORES = (
     "l0", "explained_variance", "f1", "precision", "recall", "mcc", "mmcs", "mmcs_latents", "uniqueness", "dead",
     "l2_ratio",
 )  # fmt: skip
 """What ``judge`` says of an SAE; precision, recall and f1 are means over all latents, dead is a share of them."""
+
+
+DEFAULTS = {f.name: f.default for cls in (Architecture, Training) for f in dataclasses.fields(cls)}
 
 
 class Kind(NamedTuple):
@@ -56,6 +60,9 @@ def kind(
     """
     values = {k: v for k, v in c.items() if k not in ("recipe", "scale", "centre", "sweep")} | given
     values["prefixes"] = tuple(values["prefixes"])
+    for name, value in given.items():
+        if name in c and c[name] not in (None, DEFAULTS[name], value):
+            raise ValueError(f"{name} of a kind is {c[name]}, and the experiment's is {value}: change both")
     names = {f.name for f in dataclasses.fields(Architecture)}
     sweep = {k: np.asarray(v) for k, v in c.sweep.items()}
     if any(v.ndim != 1 or not v.size for v in sweep.values()):
@@ -66,6 +73,9 @@ def kind(
         sweep["k"] = np.asarray([k])
     arch = Architecture(d_in=d_in, **{n: v for n, v in values.items() if n in names})
     training = Training(steps=steps, **{n: v for n, v in values.items() if n not in names})
+    for name in ("warmup", "k_steps"):
+        if getattr(training, name) > steps:
+            raise ValueError(f"{name} of a kind is {getattr(training, name)}, more than the {steps} steps of the run")
     grid = list(itertools.product(*sweep.values(), range(seeds)))
     hyper = {n: np.asarray([row[i] for row in grid]) for i, n in enumerate([*sweep, "seed"])}
     start = prepared(sample, c.scale, c.centre)
@@ -77,6 +87,30 @@ def kind(
         population(arch, training, hyper, recipe, between=between, block=block),
         (*map(len, sweep.values()), seeds),
     )
+
+
+def at_l0(config: Any, d_in: int, sample: np.ndarray, **more: Any) -> dict[str, Kind]:
+    """All kinds of a config that compares them at one L0, ``config.l0``, and one size, ``config.d_sae``.
+
+    Raises:
+        ValueError: a kind is of another size, or chooses another number of latents.
+    """
+    made = {}
+    for name, c in config.kinds.items():
+        if c.k is not None and c.k != config.l0:
+            raise ValueError(f"kinds.{name}.k is {c.k:g}, and l0 is {config.l0:g}: change both")
+        given = {"d_sae": config.d_sae} | ({} if c.k is not None else {"target_l0": config.l0})
+        resampled = name in config.get("resample", ())
+        made[name] = kind(c, d_in, config.steps, config.seeds, sample, resampled=resampled, **more, **given)
+    return made
+
+
+def world(config: Any, key: jax.Array) -> structured.Embedding:
+    """Activations of a world like SynthSAEBench's, as configs state it: n, d, roots, true_l0, bias."""
+    truth = structured.synthetic(config.n, seed=config.seed, roots=config.roots, target_l0=config.true_l0)
+    direction_key, bias_key = jax.random.split(key)
+    directions = structured.directions(direction_key, config.n, config.d)
+    return truth.embed(directions, config.bias * structured.directions(bias_key, 1, config.d, steps=0)[0])
 
 
 def train(
@@ -92,7 +126,11 @@ def train(
 
 def plain(kind: Kind, result: Any) -> list[tuple[Architecture, dict]]:
     """Each member as an SAE for inference."""
-    return [inference(kind.arch, kind.training, *member(result, i)) for i in range(kind.population.size)]
+    return [_one(kind, result, i) for i in range(kind.population.size)]
+
+
+def _one(kind: Kind, result: Any, i: int) -> tuple[Architecture, dict]:
+    return inference(kind.arch, kind.training, *member(result, i))
 
 
 def judge(embedding: Any, batch: int, batches: int, key: jax.Array):
@@ -135,8 +173,8 @@ def scored(kinds: dict[str, Kind], results: dict, score: Any) -> dict[str, np.nd
     out: dict[str, np.ndarray] = {}
     for name, kind in kinds.items():
         rows = []
-        for i, (arch, params) in enumerate(plain(kind, results[name])):
-            lost = results[name].frozen_at[i] >= 0
-            rows.append(dict.fromkeys(SCORES, np.nan) if lost else score(arch, params))
+        for i, frozen_at in enumerate(results[name].frozen_at):
+            lost = frozen_at >= 0
+            rows.append(dict.fromkeys(SCORES, np.nan) if lost else score(*_one(kind, results[name], i)))
         out |= {f"{name}_{s}": np.asarray([r[s] for r in rows]).reshape(kind.shape) for s in SCORES}
     return out

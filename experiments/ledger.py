@@ -97,7 +97,7 @@ def table(results: dict[str, dict]) -> str:
         "",
         "Made by `python -m experiments.ledger` from `figures/*.json`; do not edit. Expected values and tolerances",
         "stand in the code of each experiment (`claims`). A relation other than equality stands before the expected",
-        "value. Losses are importance-weighted sums over features, means over the batch.",
+        "value. Losses of toy models are importance-weighted sums over features, means over the batch.",
         "",
         f"**{hold} of {total} claims hold.**",
         "",

@@ -21,10 +21,12 @@ class ResultError(RuntimeError):
 
 
 def code_fingerprint(experiment: str) -> str:
-    """SHA-256 (12 digits) over the sources that make an experiment's numbers: the library and its own module."""
-    module = ROOT / "experiments" / (experiment.replace(".", "/") + ".py")
+    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the library and its wing."""
+    wing = (ROOT / "experiments" / experiment.replace(".", "/")).parent
+    shared = [ROOT / "experiments" / name for name in ("check.py", "kinds.py")]
+    other = [] if wing.name == "toy" else sorted((ROOT / "experiments" / "toy").glob("*.py"))
     h = hashlib.sha256()
-    for path in [*sorted((ROOT / "superpose").rglob("*.py")), module]:
+    for path in [*sorted((ROOT / "superpose").rglob("*.py")), *shared, *sorted(wing.glob("*.py")), *other]:
         if path.name != "plot.py":  # layout only: it changes no number
             h.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return h.hexdigest()[:12]

@@ -6,8 +6,9 @@ Command: python -m experiments.run --config=configs/sae/matryoshka_tree.py   (al
 Expected: cosine of a child's row with its parent about 0.7 (vanilla), near 0 (Matryoshka). Time: REPRODUCTION.md.
 World, widths, batch and number of prefixes are the authors'. They take 10,000 steps at a rate of 3e-2 on inputs of norm
 sqrt(d), average the L1 of the prefixes as they do the errors, and sort the latents by their mean square at every step.
-Here L1 falls on all latents alike, so it weighs up to 11 times heavier on the last ones than on the first: it starts
-small and rises slowly, or late latents die. Nothing is sorted.
+Their prefixes are drawn from a Pareto law, ours log-uniformly; they don't subtract b_dec from the input. Here L1 falls
+on all latents alike, so it weighs up to 10 times heavier on the last ones than on the first: it starts small and rises
+slowly, or late latents die. Nothing is sorted.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.d = 20  # dimensions
     c.parents, c.children, c.free = 3, 3, 8  # parents, children of each, features outside the trees
     c.parent, c.child, c.other = 0.15, 0.2, 0.05  # P(parent), P(child | parent), P(free feature)
-    c.prefixes = 10  # of Matryoshka, drawn at each step
+    c.prefixes = 10  # of Matryoshka: nine drawn at each step, and the whole
     c.seeds = 4  # SAEs per kind
     c.batch = 200  # samples per step
     c.steps = 6000

@@ -60,7 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
         ),
         # Gao et al. 2024 (arXiv 2406.04093): TopK, normalised MSE, AuxK 1/32, tied start, unit-norm decoder with the
         # gradient along rows removed, b_dec at the geometric median, clipping at 1, eps 6.25e-10. lr there
-        # 2e-4 / sqrt(d_sae / 2^14), dead after 10M tokens; their moving average of the weights is left out.
+        # 2e-4 / sqrt(d_sae / 2^14), dead after 10M tokens; their moving average of the weights and the scaling of
+        # each input by itself are left out.
         "gao2024": kind(
             activation="topk", k=c.l0, error="fvu", centre="geometric_median", scale="mean_square", **auxk, **share,
             recipe=recipe(lr=3e-3, eps=6.25e-10, clip_norm=1.0),
@@ -80,14 +81,15 @@ def get_config(variant: str = "") -> ConfigDict:
             recipe=recipe(lr=1e-3, b1=0.0, warmup=short),
         ),
         # Bussmann et al. 2024 (arXiv 2412.06410), BatchTopK, and Bussmann et al. 2025 (arXiv 2503.17547), Matryoshka,
-        # in their code: AuxK 1/32, Adam with b2 = 0.99, threshold as a running mean; five nested dictionaries. lr there
-        # 3e-4.
+        # in their code: AuxK 1/32 (not normalised), Adam with b2 = 0.99, threshold as a running mean; five nested
+        # dictionaries. lr there 3e-4; each input is standardised there, here all are scaled alike.
         "batchtopk2024": kind(
-            activation="batch_topk", k=c.l0, scale="sqrt_d", **auxk, **share, recipe=recipe(lr=3e-3, b2=0.99)
+            activation="batch_topk", k=c.l0, scale="sqrt_d", auxk_normalise=False, **auxk, **share,
+            recipe=recipe(lr=3e-3, b2=0.99),
         ),
         "matryoshka2025": kind(
             activation="batch_topk", k=c.l0, scale="sqrt_d", prefixes=tuple(c.d_sae // s for s in (16, 8, 4, 2)),
-            prefix_mean=False, **auxk, **share, recipe=recipe(lr=3e-3, b2=0.99),
+            prefix_mean=False, auxk_normalise=False, **auxk, **share, recipe=recipe(lr=3e-3, b2=0.99),
         ),
         # Anthropic, January 2025 update: JumpReLU with tanh penalty (scale 4), gradients through the kernel to the
         # encoder too, bandwidth 2, threshold from 0.1, pre-activation loss for dead latents 3e-6, sparsity warmed up

@@ -28,14 +28,6 @@ NAMES = {
 }  # fmt: skip
 
 
-def world(config, key):
-    """The world's activations, an ``Embedding``."""
-    truth = structured.synthetic(config.n, seed=config.seed, roots=config.roots, target_l0=config.true_l0)
-    direction_key, bias_key = jax.random.split(key)
-    directions = structured.directions(direction_key, config.n, config.d)
-    return truth.embed(directions, config.bias * structured.directions(bias_key, 1, config.d, steps=0)[0])
-
-
 def run(config, key, workdir):
     """``{kind}_{score}`` [seeds] of every kind, and the truth's mean L0 and overlap."""
     check.whole(
@@ -43,12 +35,9 @@ def run(config, key, workdir):
     )
     check.positive(config, "true_l0", "l0")
     world_key, sample_key, train_key, eval_key = jax.random.split(key, 4)
-    embedding = world(config, world_key)
+    embedding = kinds.world(config, world_key)
     sample = np.asarray(embedding.sample(sample_key, 4096))
-    made = {
-        name: kinds.kind(c, config.d, config.steps, config.seeds, sample, target_l0=config.l0)
-        for name, c in config.kinds.items()
-    }
+    made = kinds.at_l0(config, config.d, sample)
     source = Sampler(lambda key: embedding.sample(key, config.batch), shared=True)
     trained = kinds.train(made, config, train_key, source, workdir / "fit", f"{config.n} features")
     features = np.asarray(embedding.both(sample_key, 2**14)[1])
@@ -92,8 +81,8 @@ def claims(results, config):
     order = list(results["order"])
     f1, variance, l0 = ({k: results[f"{k}_{s}"] for k in order} for s in ("f1", "explained_variance", "l0"))
     others = [k for k in order if k != "matching_pursuit"]
-    worst, best = min(f1[k].mean() for k in others), max(variance[k].mean() for k in others)
-    off = max(float(np.abs(v / config.l0 - 1).max()) for v in l0.values())
+    worst, best = np.min([f1[k].mean() for k in others]), np.max([variance[k].mean() for k in others])
+    off = float(np.max([np.abs(v / config.l0 - 1).max() for v in l0.values()]))
     return [
         Claim(f"the truth's mean L0 is {config.true_l0:g}", "by construction", config.true_l0,
               float(results["true_l0"]), 0.05 * config.true_l0),

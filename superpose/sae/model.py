@@ -51,7 +51,7 @@ class Architecture:
         if self.out % self.sites or self.d_in % self.sites:
             raise ValueError(f"{self.sites} sites must divide d_in={self.d_in} and d_out={self.out}")
         if activations.ACTIVATIONS[self.activation].takes_k:
-            if self.k is None or not 1 <= self.k <= self.d_sae:
+            if self.k is None or not 1 <= self.k <= self.d_sae or self.k != int(self.k):
                 raise ValueError(f"{self.activation} needs 1 <= k <= d_sae={self.d_sae}, got k={self.k}")
         elif self.k is not None:
             raise ValueError(f"{self.activation} takes no k, got k={self.k}: leave it out")

@@ -55,8 +55,8 @@ class Training:
         k_start, k_steps: the k of the choosing activations falls linearly from k_start over so many steps.
         threshold_rate: of the running mean of BatchTopK's threshold.
         prefixes: sizes of the nested dictionaries of a Matryoshka SAE, ascending; the whole one is added.
-        random_prefixes: so many sizes are drawn anew at each step instead, log-uniform (Bussmann et al. 2025,
-            arXiv 2503.17547).
+        random_prefixes: so many sizes are drawn anew at each step instead, log-uniform; the whole one is added (random
+            sizes: Bussmann et al. 2025, arXiv 2503.17547; their law in public code is a Pareto one).
         prefix_mean: whether the nested errors are averaged (dictionary_learning) or summed (SAELens). The penalty falls
             on the whole dictionary, once.
         revival: "none", "auxk" (Gao et al. 2024) or "pre_act" (Anthropic, January 2025), for dead latents.
@@ -424,7 +424,7 @@ def inference(
         # what equals the threshold is on in training, and JumpReLU's inequality is strict
         params["threshold"] = np.nextafter(np.asarray(params["threshold"], np.float32), np.float32(0))
     elif arch.k is not None:
-        k = int(np.round(hyper.get("k", arch.k)))
+        k = math.ceil(hyper.get("k", arch.k))  # so many ranks are on in training too
         arch = replace(arch, k=max(1, k))
     if training.decoder == "free":
         params = fold_norms(arch, params)
@@ -495,7 +495,7 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
 
     Dead: silent for ``training.dead_tokens``. Each gets an input (none that is 0), drawn with probability proportional
     to the square of its error: as decoder row at unit norm, as encoder column at ``share`` of the mean norm of the
-    living ones; its bias and its entries in the optimiser's state become 0.
+    living ones; its bias and its entries in the optimiser's state become 0, a threshold what it was at the start.
 
     Args:
         rows: inputs among which it draws; taken from the source as whole batches.
@@ -503,7 +503,7 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
     Raises:
         ValueError: an activation without the encoder that this needs.
     """
-    if arch.activation in ("gated", "matching_pursuit") or arch.out != arch.d_in or arch.sites > 1:
+    if arch.activation in ("gated", "matching_pursuit") or arch.out != arch.d_in or arch.sites > 1 or arch.skip:
         raise ValueError("resampling is for SAEs with an encoder of their own: choose another revival")
     row = ACTIVATIONS[arch.activation]
 
@@ -515,6 +515,8 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
         return jnp.sum((x - sae.decode(row.train(sae, x, knobs).acts)) ** 2, -1), x
 
     def between(members, hyper, source, key, step):
+        if isinstance(source, Sampler) and not source.shared:
+            raise ValueError("resampling draws inputs for all members: give fit a shared Sampler or a Stream")
         dead = members.state["silent"] >= training.dead_tokens
         if not dead.any():
             return members
@@ -526,6 +528,8 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
                 batches.append(source.sample(jax.random.fold_in(draw_key, len(batches))))
             else:
                 batches.append(next(source))
+            if isinstance(batches[-1], tuple):
+                raise ValueError("resampling is for SAEs: a transcoder's batches (x, y) give no row for its decoder")
             count += len(batches[-1])
             if bad := int((~np.isfinite(batches[-1])).sum()):
                 raise ValueError(
@@ -550,6 +554,8 @@ def resample(arch: Architecture, training: Training, rows: int = 8192, share: fl
             members.params["W_dec"][i, gone] = unit
             members.params["W_enc"][i][:, gone] = (share * length * unit).T
             members.params["b_enc"][i, gone] = 0
+            if "threshold" in members.params:
+                members.params["threshold"][i, gone] = training.threshold
             _forget(members.opt_state, i, gone)
             members.state["silent"][i, gone] = 0
         return members
@@ -561,7 +567,7 @@ def _forget(opt_state: Any, i: int, gone: np.ndarray) -> None:
     """Sets the optimiser's entries for some latents of member i to 0, in place."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         name = getattr(path[-1], "key", None)
-        if name in ("W_dec", "b_enc"):
+        if name in ("W_dec", "b_enc", "threshold"):
             leaf[i, gone] = 0
         if name == "W_enc":
             leaf[i][:, gone] = 0

@@ -76,7 +76,7 @@ class Chosen(NamedTuple):
 
 
 SPILL = 8
-"""A batch of a batch-wide choice may have so manieth of its rows overfull before the step is a dense one."""
+"""A batch of a batch-wide choice may have one in so many rows overfull before the step is a dense one."""
 
 
 def top_scores(pre: Pre, weight: Float[Array, " F"], k: int, signed: bool = False) -> Code:
@@ -150,8 +150,8 @@ def batch_scores(
     """BatchTopK: the k * batch largest positive weight * pre of the whole batch (Bussmann et al. 2024).
 
     The flattened batch is never sorted: each row gives its largest ``columns`` candidates, and the bound is found by
-    counting among them. Where a row has more latents on than it has candidates, the bound is counted over everything;
-    so one column asks for the rule alone, without a code.
+    counting among them, and among everything in rows that have more latents on than candidates; where those rows are
+    too many (``SPILL``), among everything. So one column asks for the rule alone, without a code.
 
     Args:
         k: mean number per row; may be traced, and fractional.
@@ -161,7 +161,7 @@ def batch_scores(
     """
     batch, F = pre.product.shape
     tiny = jnp.finfo(jnp.float32).tiny
-    wanted = jnp.maximum(1, jnp.floor(k * batch)).astype(jnp.int32)
+    wanted = jnp.maximum(1, jnp.floor(k * batch * (1 + 1e-6))).astype(jnp.int32)  # 2.1 * 100 in float32 is below 210
     code = top_scores(pre, weight, min(columns, F))
     threshold = nth_largest(wanted, code.values)
     spilled, overfull = jnp.zeros(batch, bool), jnp.zeros(0, jnp.int32)
@@ -174,7 +174,8 @@ def batch_scores(
         some = rows(spilled)
 
         def few(pre):
-            return nth_largest(wanted, jnp.where(spilled[:, None], 0.0, code.values), weight * pre.rows(some))
+            everything = jnp.where(some[:, None] < batch, weight * pre.rows(some), 0.0)
+            return nth_largest(wanted, jnp.where(spilled[:, None], 0.0, code.values), everything)
 
         case = jnp.where(jnp.sum(spilled) > some.size, 2, jnp.minimum(jnp.sum(spilled), 1))
         threshold = lax.switch(

@@ -297,6 +297,20 @@ def _unpad(tree: PyTree, size: int, axis: int = 0) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def _gathered(tree: PyTree) -> PyTree:
+    """On the host, what several devices of this process hold parts of.
+
+    Reshaped where they are, the parts would meet in a collective; on CPU its threads wait for each other, may find none
+    left to run on, and XLA then aborts the process.
+    """
+
+    def one(x):
+        spread = isinstance(x, jax.Array) and x.is_fully_addressable and not x.is_fully_replicated
+        return np.array(x) if spread else x
+
+    return jax.tree.map(one, tree)
+
+
 def population_mesh(blocks: int) -> Mesh | None:
     """A one-axis mesh over the devices that so many blocks can use, or None when that is one device."""
     devices = jax.devices()[: max(1, blocks)]
@@ -742,7 +756,7 @@ class _Run:
         for g in self.groups:
             if name in g.slices:
                 size = g.slices[name][1] - g.slices[name][0]
-                members, records = g.carry[name]
+                members, records = _gathered(g.carry[name])
                 parts.append((_unpad(members, size), _unpad(records, size, axis=1)))
         if len(parts) == 1:
             return parts[0]
@@ -902,7 +916,7 @@ class _Run:
         for g in self.groups:
             if name in g.slices:
                 size = g.slices[name][1] - g.slices[name][0]
-                parts.append(np.asarray(_unpad(g.carry[name][0].frozen_at, size)))
+                parts.append(np.asarray(_unpad(_gathered(g.carry[name][0].frozen_at), size)))
         return np.concatenate(parts)
 
     def _judge_data(self, name: str, i: int, step: int) -> None:
