@@ -287,26 +287,16 @@ def _pad(tree: PyTree, layout: tuple[int, int], axis: int = 0) -> PyTree:
 
 
 def _unpad(tree: PyTree, size: int, axis: int = 0) -> PyTree:
-    """Leaves [..., blocks, block, ...] -> [..., N, ...], the blocks at ``axis``."""
+    """Leaves [..., blocks, block, ...] -> [..., N, ...], the blocks at ``axis``.
 
-    def one(x):
-        shape = x.shape
-        x = x.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
-        return x if x.shape[axis] == size else x[(slice(None),) * axis + (slice(0, size),)]
-
-    return jax.tree.map(one, tree)
-
-
-def _gathered(tree: PyTree) -> PyTree:
-    """On the host, what several devices of this process hold parts of.
-
-    Reshaped where they are, the parts would meet in a collective; on CPU its threads wait for each other, may find none
-    left to run on, and XLA then aborts the process.
+    One leaf after the other: devices exchange their parts, and on CPU several exchanges under way can take each other's
+    threads, upon which XLA aborts the process.
     """
 
     def one(x):
-        spread = isinstance(x, jax.Array) and x.is_fully_addressable and not x.is_fully_replicated
-        return np.array(x) if spread else x
+        shape = x.shape
+        x = jax.block_until_ready(x.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :]))
+        return x if x.shape[axis] == size else jax.block_until_ready(x[(slice(None),) * axis + (slice(0, size),)])
 
     return jax.tree.map(one, tree)
 
@@ -756,7 +746,7 @@ class _Run:
         for g in self.groups:
             if name in g.slices:
                 size = g.slices[name][1] - g.slices[name][0]
-                members, records = _gathered(g.carry[name])
+                members, records = g.carry[name]
                 parts.append((_unpad(members, size), _unpad(records, size, axis=1)))
         if len(parts) == 1:
             return parts[0]
@@ -916,7 +906,7 @@ class _Run:
         for g in self.groups:
             if name in g.slices:
                 size = g.slices[name][1] - g.slices[name][0]
-                parts.append(np.asarray(_unpad(_gathered(g.carry[name][0].frozen_at), size)))
+                parts.append(np.asarray(_unpad(g.carry[name][0].frozen_at, size)))
         return np.concatenate(parts)
 
     def _judge_data(self, name: str, i: int, step: int) -> None:
