@@ -46,7 +46,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Checkpoints and logs; default: a folder under runs/ named by the config"
 )
 OUT = flags.DEFINE_string("out", None, "Folder for the result; default: figures/ for an unchanged full config")
-DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture again, from the result file")
+DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture and judge the claims again, from the result file")
 OLD = ".before-restart"
 RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory holds and begin anew")
 
@@ -165,6 +165,8 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             raise results.ResultError(
                 f"{base}.npz was made with another config ({', '.join(differ)} differ): run without --draw_only"
             )
+        kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
+        results.save(base, arrays, {**kept, "claims": [c.as_json() for c in module.claims(arrays, config)]})
         _draw(module, arrays, config, base)
         return 0
 

@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.log_every = 250
     c.eval_batch, c.eval_batches = 2048, 50  # held-out samples
     if variant == "4k":
-        c.n, c.d, c.d_sae, c.roots, c.true_l0, c.l0, c.steps, c.log_every = 4096, 256, 1024, 32, 20.0, 10.0, 2500, 100
+        c.n, c.d, c.d_sae, c.roots, c.true_l0, c.l0, c.steps, c.log_every = 4096, 256, 1024, 32, 20.0, 10.0, 2000, 100
     if variant == "16k":
         c.n, c.d, c.d_sae, c.roots, c.true_l0, c.l0 = 16_384, 768, 4096, 128, 34.0, 25.0
         c.batch, c.steps, c.log_every, c.eval_batches = 1024, 195_313, 1000, 250
