@@ -46,7 +46,9 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Checkpoints and logs; default: a folder under runs/ named by the config"
 )
 OUT = flags.DEFINE_string("out", None, "Folder for the result; default: figures/ for an unchanged full config")
-DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "Only draw the picture and judge the claims again, from the result file")
+DRAW_ONLY = flags.DEFINE_bool(
+    "draw_only", False, "Only draw the picture and judge the claims again, from the result file"
+)
 OLD = ".before-restart"
 RESTART = flags.DEFINE_bool("restart", False, "Delete what the work directory holds and begin anew")
 
