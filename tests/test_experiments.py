@@ -335,10 +335,22 @@ def test_mistyped_commands_get_one_sentence(args, said):
         ("sweep", {"grid.m": (2, 2)}, r"grid.m lists a value twice, got \(2, 2\)"),
         ("sweep", {"grid.decay": ("a",)}, "decay must hold numbers, got"),
         ("superposition_demo", {"steps": 20, "log_every": 20, "recipe.lr": 1e30}, "all models of density .* diverged"),
+        ("sae.synth_benchmark", {"l0": 4.0}, "kinds.[a-z_]+.k is 3, and l0 is 4: change both"),
+        ("sae.synth_benchmark", {"d_sae": 128}, "d_sae of a kind is 64, and the experiment's is 128: change both"),
+        ("sae.pareto", {"l0": (1, 2)}, r"sweep must hold one list, the same as l0=\(1, 2\)"),
+        ("sae.recipes", {"resample": ("brikken",)}, "resample names brikken, which is no recipe"),
+        ("sae.recipes", {"resample_at": (5000,)}, "resample needs resample_at, steps up to 1200"),
+        ("sae.absorption", {"kind.d_sae": 5}, "a latent for each feature"),
+        ("sae.absorption", {"steps": 500}, "warmup of a kind is 1000, more than the 500 steps"),
+        ("sae.absorption", {"kind.penalty": "l2"}, "unknown penalty 'l2': choose one of"),
+        ("sae.toy_to_sae", {"kind.scale": "sqrt_d"}, "inputs of its own"),
+        ("sae.hedging", {"kind.decoder": "unit"}, "exact optimum is that of one L1"),
+        ("sae.recovery", {"ratios": ()}, "ratios must be a number or a list of numbers"),
+        ("sae.matryoshka_tree", {"shown": 10**6}, "shown must be at most eval_batch"),
     ],
 )
 def test_bad_values_get_one_sentence(name, changes, said, tmp_path):
-    config = importlib.import_module(f"configs.toy.{name}").get_config("quick")
+    config = importlib.import_module(f"configs.{name if '.' in name else 'toy.' + name}").get_config("quick")
     config.update_from_flattened_dict(changes)
     experiment = importlib.import_module(f"experiments.{config.experiment}")
     with pytest.raises(ValueError, match=said) as error:

@@ -603,6 +603,15 @@ def test_bad_activations_are_counted_and_refused():
         fit(pop, steps=2, key=KEY, source=Broken((32, D)), mesh=None)
 
 
+def test_a_fractional_k_leaves_as_many_on_at_inference_as_in_training():
+    arch = Architecture(D, F, "topk", 3)
+    pop = population(arch, Training(), {"seed": np.arange(1), "k": np.array([2.4])}, Recipe(steps=2, lr=1e-3))
+    result = fit(pop, steps=2, key=KEY, source=Sampler(lambda key: rows(64), shared=True), mesh=None)
+    plain, params = inference(arch, Training(), *member(result, 0))
+    assert 2.4 < result.history["l0"][-1, 0] <= 3  # of some rows fewer are positive
+    assert (SAE(plain, params).encode(rows(64)) != 0).sum(1).max() == plain.k == 3
+
+
 def test_what_resampling_draws_is_looked_at():
     arch, training = Architecture(8, 16, "relu"), Training(penalty="l1", coefficient=1.0, dead_tokens=1)
     draw = lambda key: jax.random.normal(key, (32, 8))  # noqa: E731

@@ -27,9 +27,7 @@ def run(config, key, workdir):
     if unknown := set(config.resample) - set(config.kinds):
         raise ValueError(f"resample names {', '.join(sorted(unknown))}, which is no recipe of kinds")
     if bool(config.resample) != bool(config.resample_at) or max(config.resample_at, default=0) > config.steps:
-        raise ValueError(
-            f"resample and resample_at need each other, and steps up to {config.steps}: {config.resample_at}"
-        )
+        raise ValueError(f"resample needs resample_at, steps up to {config.steps}, got {tuple(config.resample_at)}")
     world_key, sample_key, train_key, eval_key = jax.random.split(key, 4)
     embedding = kinds.world(config, world_key)
     sample = np.asarray(embedding.sample(sample_key, 4096))
@@ -56,10 +54,11 @@ def draw(results, config):
               ("dead", "share of latents that never fire"))  # fmt: skip
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), dpi=110, layout="constrained")
     for ax, (score, title) in zip(axes.flat, panels, strict=True):
-        plot.score_bars(ax, np.stack([results[f"{k}_{score}"] for k in order]), [LABELS[k] for k in order], title)
+        values = np.stack([results[f"{k}_{score}"] for k in order])
+        plot.score_bars(ax, values, [LABELS[k] for k in order], title)
         if score != "dead":
             ax.axhline(results[f"random_{score}"].mean(), color="k", lw=0.8, ls=":")
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, max(0.1, 1.1 * np.nanmax(values)) if score == "dead" else 1)
     figure.suptitle(
         f"The papers' recipes on one world: {config.n} features in {config.d} dimensions, {config.d_sae} latents, "
         f"$L_0$ = {config.l0:g}, {config.seeds} seeds (dots)\ndotted: random directions",
