@@ -51,7 +51,7 @@ FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
     "absorption": {"magnitudes vary: absorption is partial (gap of the best seed)"},
     "matryoshka_tree": {
-        "Matryoshka: every feature has its latent (least cosine after matching)",  # of the short run; the full one holds
+        "Matryoshka: every feature has its latent (least cosine after matching)",  # in the short run only
         "Matryoshka: no cosine between a row and the other feature of a parent-child pair (largest)",
         "vanilla: the truth's mean L0 is reached",
     },
