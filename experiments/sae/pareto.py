@@ -109,7 +109,8 @@ def draw(results, config):
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
     figure.suptitle(
-        f"{config.n} features in {config.d} dimensions, {config.d_sae} latents, {config.seeds} seeds",
+        f"Every activation on one world: {config.n} features in {config.d} dimensions, {config.d_sae} latents, "
+        f"{config.seeds} seeds (bars: lowest to highest)",
         fontsize=12,
     )
     return {"": figure}
