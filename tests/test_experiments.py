@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -102,6 +103,7 @@ def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
         assert len(text.splitlines()) == 1 + len(back["loss"])
     for suffix, figure in experiment.draw(back, config).items():
         figure.savefig(tmp_path / f"figure{suffix}.png")
+        plt.close(figure)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

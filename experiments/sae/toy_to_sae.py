@@ -87,6 +87,11 @@ def run(config, key, workdir):
     }  # fmt: skip
 
 
+def _mean(values):
+    """Of nothing it is NaN: a claim about no feature does not hold."""
+    return float(np.mean(values)) if values.size else float("nan")
+
+
 def _best(results):
     """Cosines [densities, latents, n] and F1 [densities, n] of the best SAE of each density."""
     rows = np.arange(len(results["density"]))
@@ -148,11 +153,11 @@ def claims(results, config):
         gone = ~here
         out += [
             Claim(f"1-S = {p:g}: share of the {here.sum()} represented features with a decoder row at cosine > 0.9",
-                  TMS, 0.9, float((cosines[c][:, here].max(0) > 0.9).mean()), 0.0, ">="),
+                  TMS, 0.9, _mean(cosines[c][:, here].max(0) > 0.9), 0.0, ">="),
             Claim(f"1-S = {p:g}: share of the represented features with F1 > 0.8", TMS, 0.9,
-                  float((f1[c][here] > 0.8).mean()), 0.0, ">=", note=NEIGHBOURS if p < 0.03 else ""),
+                  _mean(f1[c][here] > 0.8), 0.0, ">=", note=NEIGHBOURS if p < 0.03 else ""),
             Claim(f"1-S = {p:g}: mean F1 of the represented features, less that of an untrained SAE at its threshold",
-                  "negative control", 0.3, float(f1[c][here].mean() - untrained[c][here].mean()), 0.0, ">="),
+                  "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">="),
         ]  # fmt: skip
         if gone.any():
             always = 2 * on / (1 + on)

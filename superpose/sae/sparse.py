@@ -261,7 +261,7 @@ def reconstruct(
     W_dec: Float[Array, "F d_out"],
     product: Float[Array, "batch F"],
     chosen: tuple[Chosen, ...],
-    edges: tuple[Int[Array, " P"], ...],
+    edges: tuple[Int[Array, " _"], ...],
 ) -> Any:
     """Chosen latents times their decoder rows, for each nested dictionary, [P, batch, d_out]; without b_dec.
 
