@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
-from superpose.sae import files
+from superpose import files
 
 # --- safetensors ------------------------------------------------------------------------------------------------------
 

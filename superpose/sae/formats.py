@@ -30,7 +30,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32
 
-from superpose.sae.files import read_npz, read_safetensors, read_torch
+from superpose.files import read_npz, read_safetensors, read_torch
 from superpose.sae.model import Architecture, fold_scale
 from superpose.train.checkpoint import WorkdirError, write_atomically
 

@@ -186,13 +186,18 @@ class Checkpoints:
                 "make room and run the same command again"
             ) from error
 
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, or None when there is none."""
+        return self._manager.latest_step()
+
     def restore(self) -> tuple[int, dict[str, Any], dict] | None:
         """The newest checkpoint as (step, numpy arrays, meta), or None when there is none.
 
         Raises:
             WorkdirError: it can't be read, or its arrays are not those that were saved.
         """
-        step = self._manager.latest_step()
+        step = self.latest
         if step is None:
             return None
         place = self.path / "checkpoints" / str(step)

@@ -1,6 +1,6 @@
 """Files of weights as named arrays: safetensors, npz, and the zip with a pickle that ``torch.save`` writes.
 
-What the names mean is the business of ``formats``. Files come from strangers, so that
+What the names mean is the business of those who read them. Files come from strangers, so that
 
 - nothing in them is executed: safetensors and npz hold numbers only, and of a torch pickle a fixed list of opcodes and
   of tensor constructors is interpreted here;
@@ -13,6 +13,7 @@ Arrays come in the dtype that they were stored in (bfloat16 of a torch file as f
 
 import contextlib
 import io
+import json
 import math
 import pickletools
 import struct
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -46,29 +48,54 @@ def _possible(shape: Sequence[Any]) -> bool:
 # --------------------------------------------------------------------------------------------------------- safetensors
 
 
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+
+
+def map_safetensors(path: Path, others: bool = False) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file as views of the mapped file: nothing is read before it is used.
+
+    Args:
+        path: the file.
+        others: whether tensors that are no floats of 16, 32 or 64 bits are left out instead of refused.
+
+    Raises:
+        ValueError: the file is damaged, its header too large, or a tensor is not of floats.
+    """
+    with open(path, "rb") as f:
+        header = int.from_bytes(f.read(8), "little")
+        size = path.stat().st_size
+        if header > min(MAX_HEADER, max(size - 8, 0)):
+            raise ValueError(f"{path} claims a header of {header} bytes in a file of {size}: it is damaged or hostile")
+        raw = f.read(header)
+    try:
+        with safetensors.safe_open(path, framework="numpy"):  # checks that tensors lie in the file and don't overlap
+            pass
+        said = json.loads(raw)
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): copy it again") from error
+    mapped = np.memmap(path, np.uint8, mode="r")
+    tensors = {}
+    for name, about in said.items():
+        if name == "__metadata__":
+            continue
+        if (dtype := about["dtype"]) not in _DTYPES:
+            if others:
+                continue
+            raise ValueError(f"{path}: {name} is stored as {dtype}: only {', '.join(_DTYPES)} can be read")
+        if not _possible(shape := about["shape"]):
+            raise ValueError(f"{path}: {name} claims a shape of {len(shape)} axes that no weights have")
+        start, end = (8 + header + offset for offset in about["data_offsets"])
+        tensors[name] = mapped[start:end].view(_DTYPES[dtype]).reshape(shape)
+    return tensors
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """Tensors of a safetensors file, and the dtypes other than float32 that they are stored in.
 
     Raises:
-        ValueError: the file is damaged, its header too large, or a tensor is not of floats of 16, 32 or 64 bits.
+        ValueError: see ``map_safetensors``.
     """
-    with open(path, "rb") as f:
-        header = int.from_bytes(f.read(8), "little")
-    size = path.stat().st_size
-    if header > min(MAX_HEADER, max(size - 8, 0)):
-        raise ValueError(f"{path} claims a header of {header} bytes in a file of {size}: it is damaged or hostile")
-    tensors = {}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as f:
-            for name in f.keys():
-                part = f.get_slice(name)
-                if (dtype := part.get_dtype()) not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(f"{path}: {name} is stored as {dtype}: only F64, F32, F16 and BF16 can be read")
-                if not _possible(shape := part.get_shape()):
-                    raise ValueError(f"{path}: {name} claims a shape of {len(shape)} axes that no weights have")
-                tensors[name] = f.get_tensor(name)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): copy it again") from error
+    tensors = {name: np.array(part) for name, part in map_safetensors(path).items()}
     others = {str(array.dtype) for array in tensors.values()} - {"float32"}
     return tensors, ", ".join(sorted(others)) or None
 

@@ -1,0 +1,1 @@
+"""Language models: one decoder for every family, their files, their texts, and named places inside them."""

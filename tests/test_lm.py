@@ -1,0 +1,328 @@
+"""The decoder on a real model and by its properties: causality, cache, padding, sites, weight processing, sharding."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from superpose.lm import checkpoints, sites
+from superpose.lm.transformer import (
+    Config,
+    Rotary,
+    Transformer,
+    empty_cache,
+    generate,
+    next_token_loss,
+    param_specs,
+)
+
+DATA = os.environ.get("SUPERPOSE_TEST_DATA")
+real = pytest.mark.skipif(not DATA, reason="SUPERPOSE_TEST_DATA names no folder with stories260K.bin")
+TINY = dict(vocab=40, d_model=16, layers=3, heads=4, d_head=4, d_mlp=24, context=32)
+KINDS = {
+    "gpt2": dict(positions="learned", norm="layer", act="gelu_tanh", gated=False, qkv_bias=True, out_bias=True,
+                 mlp_bias=True, tied=True),
+    "neox": dict(norm="layer", act="gelu", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, parallel=True,
+                 rotary=Rotary(dims=2)),
+    "llama": dict(kv_heads=2, rotary=Rotary(5e5, factor=8.0, llama3=(1.0, 4.0, 16))),
+    "qwen3": dict(kv_heads=2, qk_norm=True, tied=True),
+    "gemma2": dict(kv_heads=1, norm_offset=1.0, post_norms=True, attn_cap=5.0, logit_cap=3.0, windows=(4, None, 4),
+                   embed_scale=4.0, tied=True, act="gelu_tanh", query_scale=0.3),
+    "gemma3": dict(kv_heads=2, norm_offset=1.0, post_norms=True, qk_norm=True, windows=(4, 4, None), embed_scale=4.0,
+                   rotary=Rotary(1e6, factor=8.0), local_rotary=Rotary(1e4), tied=True, act="gelu_tanh"),
+    "one ReLU layer": dict(layers=1, positions="learned", norm="layer", act="relu", gated=False, mlp_bias=True),
+    "attention only": dict(d_mlp=0, positions="learned", norm="none"),
+}  # fmt: skip
+"""A small model of every kind."""
+
+
+def model(kind="llama", seed=0, **more):
+    """With weights that are far from their start: norms, biases and all."""
+    made = Transformer(Config(**{**TINY, **KINDS[kind], **more}), nnx.Rngs(seed))
+    graph, state = nnx.split(made)
+    flat = nnx.to_flat_state(state)
+    keys = jax.random.split(jax.random.key(seed + 1), len(flat))
+    moved = {path: leaf.replace(leaf[...] + 0.2 * jax.random.normal(key, leaf[...].shape))
+             for key, (path, leaf) in zip(keys, flat, strict=True)}  # fmt: skip
+    return nnx.merge(graph, nnx.from_flat_state(moved))
+
+
+def text(rows=2, length=12, seed=3, vocab=40):
+    return jax.random.randint(jax.random.key(seed), (rows, length), 0, vocab)
+
+
+# --- the real model ---------------------------------------------------------------------------------------------------
+
+
+@real
+def test_the_stories_model_says_what_an_independent_forward_pass_says():
+    found = checkpoints.read(Path(DATA, "stories260K.bin"))
+    want = json.loads(Path(DATA, "stories260K_expected.json").read_text())
+    ids = np.array(want["sample_ids"])[None]
+    logits = found(ids).logits
+    for place, first in want["logits_at_positions"].items():
+        np.testing.assert_allclose(logits[0, int(place), :16], first, atol=2e-4)
+    assert float(next_token_loss(logits, ids)[0].mean()) == pytest.approx(want["sample_nll_nats_per_token"], abs=1e-5)
+    greedy = want["greedy_from_bos"]
+    assert generate(found, np.array([greedy[:1]]), len(greedy) - 1)[0].tolist() == greedy[1:]
+
+
+# --- what any decoder must do -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_token_sees_a_later_one(kind):
+    """The gradient of what is said at t by the embedding of later tokens is exactly 0, and by t's own it is not."""
+    made, tokens = model(kind), text()
+
+    def said(shift):
+        return made(tokens, edits={"embed": lambda x, at: x + shift}).logits[:, 5].sum()
+
+    grads = np.abs(jax.grad(said)(jnp.zeros((*tokens.shape, 16)))).sum((0, 2))
+    assert (grads[6:] == 0).all()
+    assert grads[5] > 0
+    if kind != "one ReLU layer":
+        assert (grads[:5] > 0).all()
+
+
+def test_a_window_sees_so_many_tokens():
+    made, tokens = model("gemma2", layers=1, windows=(4,)), text()
+    said = lambda shift: made(tokens, edits={"embed": lambda x, at: x + shift}).logits[:, 9].sum()  # noqa: E731
+    grads = np.abs(jax.grad(said)(jnp.zeros((*tokens.shape, 16)))).sum((0, 2))
+    assert (grads > 0).tolist() == [6 <= t <= 9 for t in range(12)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_changes_nothing(kind):
+    made, tokens = model(kind), text()
+    whole = made(tokens).logits
+    cache, parts = empty_cache(made.config, 2, 14), []
+    for piece in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:]):
+        out = made(piece, cache=cache)
+        cache = out.cache
+        parts.append(out.logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+    assert int(cache.length) == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind):
+    made, tokens = model(kind), text(1)
+    padded = jnp.concatenate([jnp.full((1, 3), 7), tokens], 1)
+    got = made(jnp.concatenate([padded, text(1, 15, 9)]), pad=jnp.array([3, 0])).logits
+    np.testing.assert_allclose(got[:1, 3:], made(tokens).logits, atol=2e-5)
+    assert jnp.isfinite(got).all()
+    with_cache = made(padded, cache=empty_cache(made.config, 1, 20, jnp.array([3]))).logits
+    np.testing.assert_allclose(with_cache[:, 3:], made(tokens).logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
+def test_generation_says_what_passes_without_a_cache_say(kind):
+    made, prompt = model(kind), text(2, 5)
+    got = generate(made, jnp.concatenate([prompt[:1], prompt[1:].at[:, :2].set(0)]), 6, pad=jnp.array([0, 2]))
+    for row, start in ((0, 0), (1, 2)):
+        tokens = prompt[row : row + 1, start:]
+        for _ in range(6):
+            tokens = jnp.concatenate([tokens, made(tokens).logits[:, -1].argmax(-1)[:, None]], 1)
+        assert got[row].tolist() == tokens[0, -6:].tolist()
+
+
+def test_sampling_follows_the_probabilities():
+    made, prompt = model(), jnp.zeros((4096, 1), int)
+    p = jax.nn.softmax(made(prompt[:1]).logits[0, -1] / 0.7)
+    got = np.bincount(generate(made, prompt, 1, jax.random.key(0), temperature=0.7)[:, 0], minlength=40) / 4096
+    assert np.abs(got - p).max() < 5 * np.sqrt(float(p.max()) / 4096)
+    few = set(np.asarray(generate(made, prompt, 1, jax.random.key(0), top_k=3)[:, 0]).tolist())
+    assert few <= set(np.argsort(-np.asarray(p))[:3].tolist())
+    assert len(few) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_remat_and_bfloat16(kind):
+    made, tokens = model(kind), text()
+
+    def gradient(config):
+        graph, state = nnx.split(made)
+        again = Transformer(config, nnx.Rngs(0))
+        target = nnx.merge(nnx.split(again)[0], state)
+        loss = lambda m: next_token_loss(m(tokens).logits, tokens)[0].mean()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(target)
+
+    (loss, grads), (same, others) = gradient(made.config), gradient(dataclasses.replace(made.config, remat=True))
+    assert float(loss) == pytest.approx(float(same), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    low, _ = gradient(dataclasses.replace(made.config, dtype="bfloat16"))
+    assert abs(float(low - loss)) < 0.1
+    assert float(low) != float(loss)
+
+
+# --- sites ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_site_is_captured_and_an_edit_of_it_is_felt(kind):
+    made, tokens = model(kind), text()
+    named = sites.names(made.config)
+    plain = made(tokens)
+    assert plain.captured == {}
+    out = made(tokens, capture=named)
+    assert list(out.captured) == named
+    np.testing.assert_array_equal(out.logits, plain.logits)
+    for site in named:
+        value = out.captured[site]
+        if not site.startswith("pattern"):
+            assert np.prod(value.shape[2:]) == sites.width(made.config, site)
+        same = made(tokens, edits={site: lambda v, at: v + 0}, capture=[site])
+        np.testing.assert_array_equal(same.logits, plain.logits)
+        other = made(tokens, edits={site: lambda v, at: v + jnp.linspace(0, 1, v.size).reshape(v.shape)})
+        assert jnp.abs(other.logits - plain.logits).max() > 1e-4, site
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "gemma3"])
+def test_the_residual_is_the_sum_of_what_is_written(kind):
+    made, tokens = model(kind), text()
+    got = made(tokens, capture=sites.names(made.config)).captured
+    x = got["embed"] + got.get("pos_embed", 0)
+    for layer in range(3):
+        np.testing.assert_allclose(got[f"resid_pre.{layer}"], x, atol=1e-5)
+        x = x + got[f"attn_out.{layer}"] + got[f"mlp_out.{layer}"]
+        np.testing.assert_allclose(got[f"resid_post.{layer}"], x, atol=1e-5)
+    np.testing.assert_allclose(got["logits"], made(tokens).logits, atol=1e-6)
+    np.testing.assert_allclose(got["pattern.1"].sum(-1), 1, atol=1e-5)
+
+
+def test_aliases_mean_sites():
+    config = model("gpt2").config
+    for alias, site in {
+        "blocks.1.hook_resid_pre": "resid_pre.1", "blocks.2.attn.hook_z": "z.2", "blocks.0.mlp.hook_post": "mlp_post.0",
+        "blocks.0.hook_mlp_out": "mlp_out.0", "hook_embed": "embed", "blocks.1.hook_resid_mid": "resid_mid.1",
+        "resid_post.-1": "resid_post.2", "blocks.1.attn.hook_q": "q.1",
+    }.items():  # fmt: skip
+        assert sites.resolve(config, alias) == site
+    rotary = model("llama").config
+    for name, said in {
+        "blocks.3.hook_resid_pre": "layers are 0 to 2", "resid_mid": "it has embed", "blocks.1.attn.hook_q": "rotation",
+        "blocks.1.ln2.hook_normalized": "fold them",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            sites.resolve(rotary, name)
+    with pytest.raises(ValueError, match="no site 'resid_mid.1'"):
+        sites.resolve(model("neox").config, "resid_mid.1")
+    assert sites.resolve(checkpoints.fold_norms(model("llama")).config, "blocks.1.ln2.hook_normalized") == "mlp_in.1"
+
+
+def test_what_comes_after_the_last_site_is_not_computed():
+    made, tokens = model(layers=3), text()
+    cost = lambda site: jax.jit(sites.capture(made, [site])).lower(tokens).compile().cost_analysis()["flops"]  # noqa: E731
+    first, last = cost("resid_post.0"), cost("resid_post.2")
+    assert first < 0.4 * last
+
+
+# --- files, weight processing, sharding -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "attention only"])
+def test_weight_processing_leaves_logits_as_they_are(kind):
+    made, tokens = model(kind), text()
+    want = made(tokens).logits
+    folded = checkpoints.fold_norms(made)
+    assert not any(path.endswith(("ln1.w", "ln2.w", "ln_final.w")) for path in checkpoints.weights(folded))
+    np.testing.assert_allclose(folded(tokens).logits, want, atol=3e-5 * float(jnp.abs(want).max()))
+    if made.config.norm == "layer":
+        centred = checkpoints.center_writes(folded)
+        np.testing.assert_allclose(centred(tokens).logits, want, atol=3e-5 * float(jnp.abs(want).max()))
+        resid = centred(tokens, capture=["resid_post.0"]).captured["resid_post.0"]
+        assert jnp.abs(resid.mean(-1)).max() < 1e-5
+        assert jnp.abs(made(tokens, capture=["resid_post.0"]).captured["resid_post.0"].mean(-1)).max() > 0.01
+    else:
+        with pytest.raises(checkpoints.ModelError, match="LayerNorms"):
+            checkpoints.center_writes(folded)
+    if made.config.logit_cap is None:
+        got = checkpoints.center_unembed(made)(tokens).logits
+        np.testing.assert_allclose(jax.nn.log_softmax(got), jax.nn.log_softmax(want), atol=1e-4)
+        assert jnp.abs(got.mean(-1)).max() < 1e-4
+
+
+def test_our_own_files_come_back_equal(tmp_path):
+    made = model("gemma3")
+    for _ in range(2):  # over one that stands there
+        checkpoints.save(tmp_path / "m", made, {"tokenizer": "abc"})
+    back, about = checkpoints.read_own(tmp_path / "m")
+    assert about == {"tokenizer": "abc"}
+    assert back.config == made.config
+    np.testing.assert_array_equal(back(text()).logits, made(text()).logits)
+    with pytest.raises(checkpoints.ModelError, match="does not exist"):
+        checkpoints.read(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(checkpoints.ModelError, match="config.json"):
+        checkpoints.read(tmp_path / "empty")
+
+
+@real
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: raw[:-4], "its header says"),
+        (lambda raw: raw[:20], "less than a header"),
+        (lambda raw: b"\xff" * 28 + raw[28:], "no llama2.c model"),
+        (lambda raw: raw[:100] + b"\xff\xff\xff\xff" + raw[104:], "NaN"),
+    ],
+)
+def test_damaged_llama2c_files_are_refused(change, said, tmp_path):
+    path = tmp_path / "m.bin"
+    path.write_bytes(change(Path(DATA, "stories260K.bin").read_bytes()))
+    with pytest.raises(checkpoints.ModelError, match=said) as error:
+        checkpoints.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_loss_of_a_mask():
+    logits = jax.random.normal(jax.random.key(0), (2, 5, 7))
+    tokens = text(2, 5, vocab=7)
+    nll, counts = next_token_loss(logits, tokens, tokens != 3)
+    want = -jax.nn.log_softmax(logits)[jnp.arange(2)[:, None], jnp.arange(4), tokens[:, 1:]]
+    np.testing.assert_allclose(nll, want, rtol=1e-5)
+    np.testing.assert_array_equal(counts, tokens[:, 1:] != 3)
+
+
+def test_specs_split_heads_neurons_and_vocabulary():
+    specs = param_specs(nnx.state(model("gpt2")))
+    flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(specs)}
+    said = {path: getattr(leaf, "get_value", lambda leaf=leaf: leaf)() for path, leaf in flat.items()}
+    P = jax.sharding.PartitionSpec
+    assert said["blocks.0.attn.W_Q"] == P(None, "model")
+    assert said["blocks.2.mlp.W_out"] == P("model")
+    assert said["W_pos"] == P()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"kv_heads": 3}, "must divide heads=4"),
+        ({"act": "swiglu"}, "unknown act"),
+        ({"windows": (3,)}, "one for each of 3 layers"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"rotary": Rotary(dims=3)}, "an even number"),
+        ({"tied": True, "unembed_bias": True}, "no bias of its own"),
+    ],
+)
+def test_impossible_configs_are_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        Config(**{**TINY, **values})
+
+
+def test_too_many_tokens_are_refused():
+    made = model("gpt2")
+    with pytest.raises(ValueError, match="more than the context of 32"):
+        made(text(1, 33))
+    with pytest.raises(ValueError, match="must fit in the context"):
+        generate(made, text(1, 30), 3)
+    with pytest.raises(ValueError, match="don't fit in a cache"):
+        made(text(1, 8), cache=empty_cache(made.config, 1, 4))
