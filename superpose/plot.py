@@ -164,10 +164,13 @@ def activation_map(ax: Axes, acts: np.ndarray) -> AxesImage:
     return image
 
 
-def score_bars(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str) -> None:
-    """Means of scores [kinds, seeds] as bars, a dot a seed."""
+def score_bars(
+    ax: Axes, values: np.ndarray, labels: Sequence[str], title: str, colours: Sequence[int] | None = None
+) -> None:
+    """Means of scores [kinds, seeds] as bars, a dot a seed; colours are numbers of matplotlib's cycle."""
     x = np.arange(len(values))
-    ax.bar(x, values.mean(1), width=0.7, color=plt.get_cmap("tab10")(x % 10), alpha=0.75)
+    cycle = x if colours is None else np.asarray(colours)
+    ax.bar(x, values.mean(1), width=0.7, color=plt.get_cmap("tab10")(cycle % 10), alpha=0.75)
     dots(ax, np.repeat(x, values.shape[1]).astype(float), values.reshape(-1))
     ax.set(xticks=x, title=title, facecolor=GROUND)
     ax.set_xticklabels(labels, fontsize=8)
