@@ -566,6 +566,13 @@ def test_evaluate_on_a_stream_and_at_a_step():
     np.testing.assert_allclose(found, want, rtol=1e-6)
     assert stream.at == 2
 
+    class Broken(Batches):
+        def batch(self, t):
+            return super().batch(t) * (np.nan if t == 1 else 1)
+
+    with pytest.raises(ValueError, match="batch 1 of the evaluation has 3 of 3 values that are not finite"):
+        evaluate(pop, params, key=KEY, source=Broken(), batches=2)
+
 
 def test_evaluate_wants_as_many_members_as_hyper_has():
     pop = Population(quadratic(), sgd(1), {**seeds(3), "w": np.zeros((3, 3), np.float32)})

@@ -145,7 +145,7 @@ def test_saes_go_on_bit_for_bit_once_bad_data_are_mended(whole, capsys, tmp_path
                 x[:2, 0], x[3, :3] = np.nan, [np.inf, -np.inf, np.nan]
             return x
 
-    said = f"batch for step 17 has 5 of {BATCH * D} values that are not finite: mend or drop them before training$"
+    said = f"batch for step 17 has 5 of {BATCH * D} values that are not finite: mend or drop them$"
     for _ in range(2):  # the same command says the same
         with pytest.raises(ValueError, match=said):
             saes(tmp_path, Broken())

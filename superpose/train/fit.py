@@ -581,7 +581,7 @@ def _refuse_not_finite(batch: PyTree, what: str) -> None:
     for leaf in map(np.asarray, jax.tree.leaves(batch)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and (bad := int((~np.isfinite(leaf)).sum())):
             raise ValueError(
-                f"{what} has {bad} of {leaf.size} values that are not finite: mend or drop them before training"
+                f"{what} has {bad} of {leaf.size} values that are not finite: mend or drop them"
             )
 
 
@@ -1112,7 +1112,7 @@ def evaluate(
         "loss" and each metric -> [N].
 
     Raises:
-        ValueError: there is no source or no batch.
+        ValueError: there is no source or no batch, or a Stream's batch holds NaN or infinite values.
     """
     source = source or population.source
     if source is None or batches < 1:
@@ -1149,7 +1149,10 @@ def evaluate(
     trees = program._place_plain(_pad((params, state, hyper), program.layout["members"]))
     if isinstance(source, Stream):
         over = jax.jit(program._spread(judge, (0, 0, 0, None, None, None), 0))
-        seen = [jax.device_get(over(*trees, ZERO, jnp.int32(b), next(source))) for b in range(batches)]
+        seen = []
+        for b in range(batches):
+            _refuse_not_finite(batch := next(source), f"the stream's batch {b} of the evaluation")
+            seen.append(jax.device_get(over(*trees, ZERO, jnp.int32(b), batch)))
         sums = jax.tree.map(lambda *x: np.sum(x, 0), *seen)
     else:
         sums = jax.device_get(jax.jit(program._spread(judge_all, (0, 0, 0, None), 0))(*trees, ZERO))
