@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,19 +77,20 @@ def build(config: Config, arrays: Mapping[str, Any], mesh: Mesh | None = None, d
         if tuple(arrays[path].shape) != shape:
             raise ModelError(f"{path} has shape {tuple(arrays[path].shape)}, and the config says {shape}")
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
-    specs = dict(nnx.to_flat_state(param_specs(state))) if mesh is not None else {}
+    specs: dict[Any, Any] = dict(nnx.to_flat_state(param_specs(state))) if mesh is not None else {}
     target = jnp.dtype(dtype or config.dtype)
-    flat = {}
-    for path, leaf in nnx.to_flat_state(state):
-        source = arrays[".".join(map(str, path))]
+    flat: Any = {}
+    for keys, leaf in nnx.to_flat_state(state):
+        path = ".".join(map(str, keys))
+        source = arrays[path]
         read = lambda index, source=source: np.asarray(source[index]).astype(target)  # noqa: E731
         if mesh is None:
             value = jnp.asarray(read(...))
         else:
-            value = jax.make_array_from_callback(source.shape, NamedSharding(mesh, _value(specs[path])), read)
+            value = jax.make_array_from_callback(source.shape, NamedSharding(mesh, _value(specs[keys])), read)
         if not bool(jnp.isfinite(value).all()):
-            raise ModelError(f"{'.'.join(map(str, path))} holds NaN or infinite weights: copy the files again")
-        flat[path] = leaf.replace(value)
+            raise ModelError(f"{path} holds NaN or infinite weights: copy the files again")
+        flat[keys] = leaf.replace(value)
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
@@ -126,9 +128,9 @@ def _rotary(hf: Mapping[str, Any], d_head: int, kind: str | None = None, theta: 
         case "linear":
             return dataclasses.replace(rotary, factor=float(scaling["factor"]))
         case "llama3":
-            given = (scaling["low_freq_factor"], scaling["high_freq_factor"])
+            low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
             long = int(scaling["original_max_position_embeddings"])
-            return dataclasses.replace(rotary, factor=float(scaling["factor"]), llama3=(*map(float, given), long))
+            return dataclasses.replace(rotary, factor=float(scaling["factor"]), llama3=(low, high, long))
         case other:
             raise ModelError(f"rope scaling {other!r} is not known: known are default, linear and llama3")
 
@@ -247,6 +249,14 @@ def _transposed(x: Any) -> Any:
     return x.T
 
 
+def _heads_of(d: int, heads: int, d_head: int, x: Any) -> Any:
+    return x.T.reshape(d, heads, d_head)
+
+
+def _by_head(heads: int, d_head: int, x: Any) -> Any:
+    return x.reshape(heads, d_head)
+
+
 def _gpt2_pieces(c: Config) -> dict[str, Piece]:
     d, h, k = c.d_model, c.heads, c.d_head
     out = {"W_E": Piece("wte.weight"), "W_pos": Piece("wpe.weight"), **_norm_pieces(c, "ln_final", "ln_f")}
@@ -307,9 +317,9 @@ def _llama_pieces(c: Config) -> dict[str, Piece]:
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         for name, heads in (("Q", c.heads), ("K", c.groups), ("V", c.groups)):
             proj = f"{theirs}.self_attn.{name.lower()}_proj"
-            out[f"{ours}.attn.W_{name}"] = Piece(f"{proj}.weight", lambda x, n=heads: x.T.reshape(d, n, k))
+            out[f"{ours}.attn.W_{name}"] = Piece(f"{proj}.weight", partial(_heads_of, d, heads, k))
             if c.qkv_bias:
-                out[f"{ours}.attn.b_{name}"] = Piece(f"{proj}.bias", lambda x, n=heads: x.reshape(n, k))
+                out[f"{ours}.attn.b_{name}"] = Piece(f"{proj}.bias", partial(_by_head, heads, k))
         out[f"{ours}.attn.W_O"] = Piece(f"{theirs}.self_attn.o_proj.weight", lambda x: x.T.reshape(c.heads, k, d))
         if c.out_bias:
             out[f"{ours}.attn.b_O"] = Piece(f"{theirs}.self_attn.o_proj.bias")

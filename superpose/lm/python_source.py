@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from superpose.lm.text import Corpus, Document, Span, TextError
 
@@ -226,7 +227,8 @@ def _by_tree(text, tree, places, mark) -> None:
                 whole(node, "inside list")
             case ast.Dict():
                 whole(node, "inside dict")
-                for value in [*node.keys, *node.values]:
+                inside: list[Any] = [*node.keys, *node.values]
+                for value in inside:
                     if isinstance(value, ast.Constant) and isinstance(value.value, str):
                         whole(value, "string in dict")
             case ast.Compare():
@@ -237,10 +239,7 @@ def _by_tree(text, tree, places, mark) -> None:
                 whole(node.value, "inside return")
             case ast.Raise():
                 whole(node, "inside raise")
-                if isinstance(node.exc, ast.Call):
-                    whole(node.exc.func, "exception")
-                else:
-                    whole(node.exc, "exception")
+                whole(node.exc.func if isinstance(node.exc, ast.Call) else node.exc, "exception")
             case ast.With() | ast.AsyncWith():
                 body(node.body, "inside with")
             case ast.Try():

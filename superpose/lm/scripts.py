@@ -117,7 +117,8 @@ class _Lexicon:
         self.prepositions = self._words(rng, PREPOSITIONS)
 
     def _words(self, rng: np.random.Generator, count: int) -> list[str]:
-        s, out = self.script, []
+        s = self.script
+        out: list[str] = []
         while len(out) < count:
             size = rng.integers(s.syllables[0], s.syllables[1] + 1)
             parts = [rng.choice(s.onsets) + rng.choice(s.nuclei) for _ in range(size)]

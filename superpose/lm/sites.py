@@ -13,6 +13,7 @@ final_norm, logits                the normed residual after the last layer, and 
 import re
 from collections.abc import Callable, Sequence
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from superpose.lm.transformer import Config, Transformer
@@ -99,7 +100,8 @@ def capture(model: Transformer, sites: Sequence[str], *, flat: bool = True) -> C
     """A function tokens [B, T] -> {name as given: values}, for ``interp.harvest`` and for ``jax.jit``.
 
     Args:
-        model: whose weights stand in the function; jit what comes back, and nothing after the last site is computed.
+        model: its weights are bound as arguments: as a ``jax.tree_util.Partial`` the function may itself be given to
+            what is jitted. Jitted, nothing after the last site is computed.
         sites: names as ``resolve`` takes them.
         flat: heads are put side by side, [B, T, width].
 
@@ -111,9 +113,8 @@ def capture(model: Transformer, sites: Sequence[str], *, flat: bool = True) -> C
         for name in wanted:
             width(model.config, name)
 
-    def run(tokens: Int[Array, "B T"]) -> dict[str, Float[Array, "B T ..."]]:
+    def run(model: Transformer, tokens: Int[Array, "B T"]) -> dict[str, Float[Array, "B T ..."]]:
         out = model(tokens, capture=set(wanted.values())).captured
-        shape = tokens.shape
-        return {name: out[s].reshape(*shape, -1) if flat else out[s] for name, s in wanted.items()}
+        return {name: out[s].reshape(*tokens.shape, -1) if flat else out[s] for name, s in wanted.items()}
 
-    return run
+    return jax.tree_util.Partial(run, model)

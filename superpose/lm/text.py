@@ -418,7 +418,11 @@ def contexts(
     if room < 1:
         raise TextError(f"a context of {context} has no room for text")
     rows: list[np.ndarray] = []
-    lengths, documents, starts, bits, names = [], [], [], [], []
+    lengths: list[int] = []
+    documents: list[int] = []
+    starts: list[int] = []
+    bits: list[np.ndarray] = []
+    names: list[str] = []
     wide = -(-len(corpus.labels) // 8)
     seen = 0
     for batch in _batches(corpus.read(), 64):
@@ -445,7 +449,8 @@ def contexts(
     if not rows:
         raise TextError(f"the corpus {corpus.name} holds no text")
     whole = np.stack(bits) if labels else None
-    return Contexts(np.stack(rows), np.int32(lengths), np.int32(documents), np.int32(starts), whole, tuple(names))
+    length, document, start_of = (np.array(n, np.int32) for n in (lengths, documents, starts))
+    return Contexts(np.stack(rows), length, document, start_of, whole, tuple(names))
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -54,11 +54,11 @@ class Rotary:
         dims = self.dims or d_head
         inverse = self.theta ** -(np.arange(0, dims, 2) / dims)
         if self.llama3 is None:
-            return np.float32(inverse / self.factor)
+            return (inverse / self.factor).astype(np.float32)
         low, high, context = self.llama3
         turns = context * inverse / (2 * np.pi)  # in the original context
         kept = np.clip((turns - low) / (high - low), 0, 1)
-        return np.float32(kept * inverse + (1 - kept) * inverse / self.factor)
+        return (kept * inverse + (1 - kept) * inverse / self.factor).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -580,9 +580,7 @@ def _unflat(like: PyTree, prefix: str, arrays: Mapping[str, Any]) -> PyTree:
 def _refuse_not_finite(batch: PyTree, what: str) -> None:
     for leaf in map(np.asarray, jax.tree.leaves(batch)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and (bad := int((~np.isfinite(leaf)).sum())):
-            raise ValueError(
-                f"{what} has {bad} of {leaf.size} values that are not finite: mend or drop them"
-            )
+            raise ValueError(f"{what} has {bad} of {leaf.size} values that are not finite: mend or drop them")
 
 
 def _peek(source: Stream) -> PyTree:

@@ -1,0 +1,318 @@
+"""Tokenizers, corpora, labels that align to tokens, contexts; on the machine's own source and made-up scripts."""
+
+import json
+import os
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models
+
+from superpose.lm import python_source, scripts, text
+from superpose.lm.text import Corpus, Document, Span, TextError
+
+DATA = os.environ.get("SUPERPOSE_TEST_DATA")
+real = pytest.mark.skipif(not DATA, reason="SUPERPOSE_TEST_DATA names no folder with stories260K.bin")
+FEW = ("argparse", "bisect", "json", "tokenize")
+
+
+def of(*texts, spans=()):
+    return Corpus("made up", lambda: (Document(str(i), t, lambda: spans) for i, t in enumerate(texts)), ("a", "b"))
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def byte_level():
+    return text.train_tokenizer(scripts.scripts(40), 700)
+
+
+@pytest.mark.parametrize("said", ["plain words", " a\n\tb  ", "שלום мир 中文 🙂 é", "", "\x00\x7f"])
+def test_bytes_come_back(byte_level, said):
+    found = byte_level.encode(said)
+    assert byte_level.decode(found.ids) == said
+    assert b"".join(byte_level.pieces[i] for i in found.ids) == said.encode()
+    for i, start, end in zip(found.ids, found.starts, found.ends, strict=True):
+        assert byte_level.pieces[i] in said[start:end].encode()
+
+
+def test_a_character_of_several_tokens_is_covered_by_each():
+    bytes_only = text.train_tokenizer(of("abc"), 257)
+    found = bytes_only.encode("aש")
+    assert len(found.ids) == 3
+    assert (found.starts.tolist(), found.ends.tolist()) == ([0, 1, 1], [1, 2, 2])
+
+
+@real
+def test_the_tokenizer_of_llama2c_says_what_is_expected():
+    want = json.loads(Path(DATA, "stories260K_expected.json").read_text())
+    found = text.read_tokenizer(Path(DATA, "tok512.bin"), vocab=512)
+    ids = [found.bos, *found.encode(want["sample_text"]).ids.tolist()]
+    assert ids[: len(want["sample_ids"])] == want["sample_ids"]  # the file keeps the first 257
+    assert found.decode(want["greedy_from_bos"]) == want["greedy_text"]
+    for language in ("arabic", "russian"):
+        for path in Path(DATA, "udhr").glob(f"*{language}*"):
+            said = path.read_text()[:200]
+            assert found.decode(found.encode(said).ids) == " " + said
+    with pytest.raises(TextError, match="has 512 tokens and the model 300"):
+        text.read_tokenizer(Path(DATA, "tok512.bin"), vocab=300)
+
+
+@real
+def test_merging_is_that_of_llama2c():
+    """The plain algorithm: of all neighbouring pairs whose join is a piece, merge the one of the highest score."""
+    found = text.read_tokenizer(Path(DATA, "tok512.bin"))
+    raw, at, pieces, scores = Path(DATA, "tok512.bin").read_bytes(), 4, [], []
+    while at < len(raw):
+        scores.append(np.frombuffer(raw, "<f4", 1, at)[0])
+        size = int(np.frombuffer(raw, "<i4", 1, at + 4)[0])
+        pieces.append(raw[at + 8 : at + 8 + size].decode())
+        at += 8 + size
+    ids = {p: i for i, p in enumerate(pieces) if i >= 259}
+    for said in (Path(DATA, "tinyshakespeare.txt").read_text()[:1500], "Zürich, naïve 東京"):
+        tokens = []
+        for ch in " " + said:
+            tokens += [ids[ch]] if ch in ids else [b + 3 for b in ch.encode()]
+        while True:
+            joined = [
+                (scores[ids[w]], -i)
+                for i in range(len(tokens) - 1)
+                if min(tokens[i : i + 2]) >= 259 and (w := pieces[tokens[i]] + pieces[tokens[i + 1]]) in ids
+            ]
+            if not joined:
+                break
+            i = -max(joined)[1]
+            tokens[i : i + 2] = [ids[pieces[tokens[i]] + pieces[tokens[i + 1]]]]
+        assert found.encode(said).ids.tolist() == tokens
+
+
+def test_tokenizer_files_are_read_and_refused(tmp_path, byte_level):
+    byte_level.backend.save(str(tmp_path / "tokenizer.json"))
+    back = text.read_tokenizer(tmp_path)
+    assert (back.pieces, back.bos, back.eos) == (byte_level.pieces, 0, 0)
+    assert back.digest() == byte_level.digest()
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "bad.bin").write_bytes(b"\x01" * 40)
+    for name, said in {
+        "bad.json": "is no tokenizer",
+        "bad.bin": "no llama2.c tokenizer",
+        "none": "does not exist",
+    }.items():
+        with pytest.raises(TextError, match=said) as error:
+            text.read_tokenizer(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(TextError, match="at least 257"):
+        text.train_tokenizer(of("a"), 100)
+    with pytest.raises(TextError, match="words for 257 tokens only"):
+        text.train_tokenizer(of("a"), 1000)
+
+
+def test_sentencepiece_pieces_are_bytes():
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0xD7>": 3, "▁a": 4, "b": 5}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    found = text.tokenizer(backend)
+    assert found.pieces == (b"", b"", b"", b"\xd7", b" a", b"b")
+    assert (found.bos, found.eos) == (1, 2)
+
+
+# --- corpora ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_and_folders(tmp_path):
+    (tmp_path / "b.txt").write_text("second<|endoftext|>third<|endoftext|> \n")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "bad.txt").write_bytes(b"ab\xff")
+    (tmp_path / "empty.txt").write_text(" ")
+    found = text.from_files(tmp_path, separator="<|endoftext|>")
+    assert [d.text for d in found.read()] == ["first", "second", "third"]
+    assert [d.name for d in found.read()] == ["a.txt", "b.txt#0", "b.txt#1"]
+    assert len(found.skipped) == 2
+    assert found.digest() == found.digest() != text.from_files(tmp_path).digest()
+    assert [d.text for d in found.take(2).read()] == ["first", "second"]
+    for name, said in {
+        "bad.txt": r"not UTF-8 \(byte 2 is 0xff\)",
+        "empty.txt": "is empty",
+        "none": "does not exist",
+    }.items():
+        with pytest.raises(TextError, match=said):
+            text.from_files(tmp_path / name)
+    with pytest.raises(TextError, match="holds no text"):
+        text.from_files(tmp_path, "*.md")
+
+
+def test_data_sets_stream(monkeypatch):
+    """The real call, on a library that stands in for ``datasets``, which is not installed here."""
+
+    class Rows(list):
+        def take(self, n):
+            return self[:n]
+
+    class Fake:
+        @staticmethod
+        def load_dataset(name, *args, streaming, split):
+            assert (name, args, streaming, split) == ("a/b", ("en",), True, "train")
+            return Rows([{"text": f"document {i}"} for i in range(5)])
+
+    monkeypatch.setitem(sys.modules, "datasets", Fake)
+    found = text.from_datasets("a/b", "en", documents=3)
+    assert [d.text for d in found.read()] == ["document 0", "document 1", "document 2"]
+    with pytest.raises(TextError, match="no column 'body' of text: it has text"):
+        list(text.from_datasets("a/b", "en", column="body", documents=1).read())
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextError, match="pip install datasets"):
+        text.from_datasets("a/b", documents=1)
+
+
+# --- labels and contexts ----------------------------------------------------------------------------------------------
+
+
+def test_a_token_carries_the_labels_of_its_characters(byte_level):
+    said = "0xdeadbeef שלום"
+    spans = [Span(2, 5, 0), Span(11, 15, 1), Span(3, 3, 1)]
+    found = byte_level.encode(said)
+    bits = np.unpackbits(text.token_labels(found, spans, 2), axis=1, count=2).astype(bool)
+    for row, start, end in zip(bits, found.starts, found.ends, strict=True):
+        want = [any(s.start < end and start < s.end for s in spans if s.label == label) for label in (0, 1)]
+        assert row.tolist() == want
+
+
+def test_contexts_hold_every_token_once(byte_level):
+    corpus = scripts.scripts(7)
+    found = text.contexts(corpus, byte_level, 64, labels=True)
+    assert found.tokens.shape[1] == 64
+    for i, document in enumerate(corpus.read()):
+        encoded = byte_level.encode(document.text)
+        rows = np.flatnonzero(found.documents == i)
+        inside = [found.tokens[r, 1 : found.lengths[r]] for r in rows]
+        np.testing.assert_array_equal(np.concatenate(inside), encoded.ids)
+        assert found.starts[rows].tolist() == list(range(0, len(encoded.ids), 63))
+        labels = text.token_labels(encoded, document.spans(), len(corpus.labels))
+        np.testing.assert_array_equal(np.concatenate([found.labels[r, 1 : found.lengths[r]] for r in rows]), labels)
+    assert (found.tokens[:, 0] == byte_level.bos).all()
+    assert found.mask.sum() == found.lengths.sum()
+    assert text.contexts(corpus, byte_level, 64, tokens=100).documents.max() < 6
+    with pytest.raises(TextError, match="holds no text"):
+        text.contexts(of(), byte_level, 64)
+    with pytest.raises(TextError, match="no room"):
+        text.contexts(corpus, byte_level, 1)
+
+
+# --- the Python source on the machine ---------------------------------------------------------------------------------
+
+SOURCE = '''\
+import os as system
+
+class Thing(Base):
+    """What it is."""
+
+    def method(self, size: int = 3, *rest):  # TODO later
+        for item in rest:
+            if size > 0x1f:
+                raise ValueError("no\\n", code=len(item))
+        return {"key": [self.size, None]}
+'''
+
+
+@pytest.mark.parametrize(
+    ("word", "labels"),
+    [
+        ("system", {"name", "import", "imported name"}),
+        ("Thing", {"class name", "CamelCase"}),
+        ("What it is", {"docstring", "string", "depth 1", "inside class"}),
+        ("method", {"def name", "inside signature"}),
+        ("size:", {"argument", "inside signature"}),
+        ("int", {"annotation", "builtin"}),
+        ("TODO", {"comment", "todo or note"}),
+        ("item", {"loop variable", "assigned name"}),
+        ("rest:", {"depth 2", "inside function"}),
+        ("0x1f", {"number", "inside comparison", "inside condition", "inside loop"}),
+        ("ValueError", {"exception", "called name", "inside raise", "depth 4"}),
+        ("\\n", {"escape in string", "string in call", "inside call"}),
+        ("code", {"keyword argument"}),
+        ("len", {"called name", "builtin"}),
+        ("return", {"keyword", "depth 2"}),
+        ("key", {"string in dict", "inside dict", "inside return"}),
+        ("size,", {"attribute", "inside list"}),
+        ("None", {"constant"}),
+    ],
+)
+def test_what_each_word_of_python_is(word, labels):
+    found = python_source.spans(SOURCE)
+    carried = python_source.label_at(SOURCE, found, SOURCE.index(word))
+    assert labels <= carried, (word, carried)
+
+
+def test_labels_stand_right_after_other_scripts():
+    said = 'x = "שלום", len("é")  # שלום\n'
+    found = python_source.spans(said)
+    assert "called name" in python_source.label_at(said, found, said.index("len"))
+    assert "called name" not in python_source.label_at(said, found, said.index("len") - 1)
+    assert "comment" in python_source.label_at(said, found, len(said) - 2)
+    assert python_source.spans("def (:") == []
+
+
+def test_the_source_of_this_python():
+    corpus = python_source.python_source(FEW)
+    names = [d.name for d in corpus.read()]
+    assert "argparse.py" in names
+    assert "json/decoder.py" in names
+    used = {s.label for d in corpus.read() for s in d.spans()}
+    assert len(used) > 0.9 * len(python_source.LABELS)
+    for document in corpus.read():
+        assert all(0 <= s.start < s.end <= len(document.text) for s in document.spans())
+    skipped = python_source.python_source((*FEW, "no_such_module")).skipped
+    assert [s for s in skipped if "no_such_module" in s]
+    with pytest.raises(TextError, match="no source"):
+        python_source.python_source(("no_such_module",))
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------
+
+BLOCKS = {"Arabic": "ARABIC", "Hebrew": "HEBREW", "Cyrillic": "CYRILLIC", "Greek": "GREEK", "Devanagari": "DEVANAGARI",
+          "Hangul": "HANGUL", "CJK": "CJK", "Latin": "LATIN", "accented Latin": "LATIN"}  # fmt: skip
+
+
+def test_scripts_are_what_their_labels_say():
+    corpus = scripts.scripts(60)
+    used, mixed = set(), 0
+    for document in corpus.read():
+        found = document.spans()
+        used |= {s.label for s in found}
+        mixed += len({s.label for s in found} & set(range(len(scripts.SCRIPTS)))) > 1
+        for span in found:
+            label, said = scripts.LABELS[span.label], document.text[span.start : span.end]
+            assert said
+            if label in BLOCKS:
+                assert all(unicodedata.name(ch).startswith(BLOCKS[label]) for ch in said)
+            if label == "DNA":
+                assert set(said) <= set("ACGT")
+            if label == "space":
+                assert said.isspace()
+    assert len(used) >= 200
+    assert mixed > 50
+
+
+def test_a_document_is_a_function_of_seed_and_number():
+    first, longer = list(scripts.scripts(3, seed=1).read()), list(scripts.scripts(5, seed=1).read())
+    assert [d.text for d in first] == [d.text for d in longer[:3]]
+    assert first[0].text != next(scripts.scripts(1, seed=2).read()).text
+    assert scripts.scripts(3, 1).digest() != scripts.scripts(3, 2).digest()
+
+
+def test_bytes_are_shared_between_scripts(byte_level):
+    """A lead byte that stands in words of two scripts is one token in both."""
+    held = {}
+    for name in ("Arabic", "Hebrew", "Greek", "Cyrillic"):
+        script = scripts.SCRIPTS[name]
+        bytes_only = text.train_tokenizer(of("x"), 257)
+        held[name] = {t for onset in script.onsets for t in bytes_only.encode(onset).ids.tolist()}
+    assert held["Greek"] & held["Cyrillic"]
+    assert held["Arabic"] & held["Hebrew"]
