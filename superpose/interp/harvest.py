@@ -138,7 +138,7 @@ class Harvest:
         if ahead is not None:
             yield self._rows(*ahead)
 
-    def plan(self, dtype: str = "bfloat16", passes: int = 3) -> dict[str, float]:
+    def plan(self, dtype: str = "bfloat16", passes: int = 3) -> dict[str, int | float]:
         """What a harvest of everything will take: rows at most, bytes, and seconds as measured on a few passes."""
         n = len(self.texts.tokens)
         rows = int(np.sum(self.texts.lengths))

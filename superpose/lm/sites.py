@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from superpose.lm.transformer import Config, Transformer
@@ -113,8 +115,9 @@ def capture(model: Transformer, sites: Sequence[str], *, flat: bool = True) -> C
         for name in wanted:
             width(model.config, name)
 
-    def run(model: Transformer, tokens: Int[Array, "B T"]) -> dict[str, Float[Array, "B T ..."]]:
+    def run(model: Transformer, tokens: Int[ArrayLike, "B T"]) -> dict[str, Float[Array, "B T ..."]]:
         out = model(tokens, capture=set(wanted.values())).captured
-        return {name: out[s].reshape(*tokens.shape, -1) if flat else out[s] for name, s in wanted.items()}
+        shape = jnp.shape(tokens)
+        return {name: out[s].reshape(*shape, -1) if flat else out[s] for name, s in wanted.items()}
 
     return jax.tree_util.Partial(run, model)

@@ -1,0 +1,373 @@
+"""Activations: harvested, kept, damaged, killed, read back in order and mixed; models that are not ours."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import linen, nnx
+
+from superpose.interp import store
+from superpose.interp.harvest import Choice, Harvest, Live, Texts
+from superpose.interp.store import Foreign, Manifest, Rows, Shuffled, Store, StoreError, Writer, mixing
+from superpose.lm import sites
+from superpose.lm.transformer import Config, Transformer
+from superpose.train.checkpoint import WorkdirError
+
+CONFIG = Config(vocab=50, d_model=8, layers=2, heads=2, d_head=4, d_mlp=12, context=16)
+FACTS = {"model": "m", "corpus": "c"}
+
+
+def texts(n=40, context=16, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, context + 1, n).astype(np.int32)
+    lengths[0] = context
+    documents = np.sort(rng.integers(0, n // 3, n)).astype(np.int32)
+    return Texts(rng.integers(0, 50, (n, context)).astype(np.int32), lengths, documents, np.zeros(n, np.int32))
+
+
+def model():
+    return Transformer(CONFIG, nnx.Rngs(0))
+
+
+def run():
+    return sites.capture(model(), ["resid_post.0", "mlp_post.1"])
+
+
+def want(found, site, keep=lambda t: np.arange(16) < t.lengths[:, None]):
+    values = np.asarray(run()(found.tokens)[site])
+    return values[keep(found)]
+
+
+# --- harvest ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_what_the_model_says(tmp_path):
+    t = texts()
+    harvest = Harvest(run(), t, batch=6)
+    assert harvest.widths() == {"resid_post.0": 8, "mlp_post.1": 12}
+    harvest.save(tmp_path / "s", FACTS, dtype="float32", shard=7, block=5)
+    back = Store(tmp_path / "s", expect={"model": "m"})
+    assert len(back) == t.lengths.sum()
+    whole = store._join(list(back.batches(["resid_post.0", "mlp_post.1"], 37)))
+    for site in harvest.widths():
+        np.testing.assert_allclose(whole.values[site], want(t, site), atol=1e-5)
+    mask = np.arange(16) < t.lengths[:, None]
+    np.testing.assert_array_equal(whole.tokens, t.tokens[mask])
+    np.testing.assert_array_equal(whole.documents, np.repeat(t.documents, t.lengths))
+    np.testing.assert_array_equal(whole.positions, np.concatenate([np.arange(n) for n in t.lengths]))
+    low = Harvest(run(), t, batch=6)
+    low.save(tmp_path / "b", FACTS)
+    back = next(Store(tmp_path / "b").batches(["mlp_post.1"], 10**6)).values["mlp_post.1"]
+    np.testing.assert_allclose(back, want(t, "mlp_post.1"), rtol=2**-8, atol=1e-5)  # eight bits of mantissa
+
+
+def test_special_tokens_first_places_and_outliers_are_left_out():
+    t = texts()
+    big = {"x": lambda tokens: jnp.where((tokens == 7)[..., None], 100.0, 1.0) * jnp.ones((*tokens.shape, 3))}
+
+    def fake(tokens):
+        return {"x": big["x"](tokens)}
+
+    rows = list(Harvest(fake, t, 8, Choice(special=(3, 4), first=1)).rows(np.arange(40)))
+    tokens = np.concatenate([r.tokens for r in rows])
+    keep = (np.arange(16) < t.lengths[:, None]) & (np.arange(16) >= 1) & ~np.isin(t.tokens, (3, 4))
+    np.testing.assert_array_equal(tokens, t.tokens[keep])
+    choosy = Harvest(fake, t, 8, Choice(outlier=10.0))
+    kept = np.concatenate([r.tokens for r in choosy.rows(np.arange(40))])
+    assert 7 not in kept
+    assert choosy.dropped == (t.tokens[np.arange(16) < t.lengths[:, None]] == 7).sum() > 0
+
+
+def test_a_plan_says_bytes_and_time():
+    t = texts()
+    found = Harvest(run(), t, 8).plan("bfloat16")
+    assert found["rows"] == t.lengths.sum()
+    assert found["bytes"] == found["rows"] * (20 * 2 + 12)
+    assert found["seconds"] > 0
+
+
+def test_an_own_nnx_module_and_a_linen_one_are_harvested():
+    class Foreign(nnx.Module):
+        def __init__(self, rngs):
+            self.embed, self.layer = nnx.Embed(50, 8, rngs=rngs), nnx.Linear(8, 12, rngs=rngs)
+
+        def __call__(self, tokens):
+            hidden = jax.nn.relu(self.layer(self.embed(tokens)))
+            self.sow(nnx.Intermediate, "hidden", hidden)
+            return hidden.sum(-1)
+
+    class Linen(linen.Module):
+        @linen.compact
+        def __call__(self, tokens):
+            hidden = linen.relu(linen.Dense(12)(linen.Embed(50, 8)(tokens)))
+            self.sow("intermediates", "hidden", hidden)
+            return hidden.sum(-1)
+
+    foreign, t = Foreign(nnx.Rngs(0)), texts()
+    params = Linen().init(jax.random.key(0), t.tokens[:1])
+
+    graph, state = nnx.split(foreign)
+
+    def from_nnx(tokens):
+        _, seen = nnx.capture(nnx.merge(graph, state), nnx.Intermediate)(tokens)
+        return {"hidden": seen["hidden"].get_value()[0]}
+
+    def from_linen(tokens):
+        _, seen = Linen().apply(params, tokens, mutable="intermediates")
+        return {"hidden": seen["intermediates"]["hidden"][0]}
+
+    direct = {from_nnx: jax.nn.relu(foreign.layer(foreign.embed(t.tokens)))}
+    for function in (from_nnx, from_linen):
+        rows = next(Harvest(function, t, 40).rows(np.arange(40)))
+        assert rows.values["hidden"].shape == (t.lengths.sum(), 12)
+        if function in direct:
+            mask = np.arange(16) < t.lengths[:, None]
+            np.testing.assert_allclose(rows.values["hidden"], np.asarray(direct[function])[mask], atol=1e-6)
+
+
+def test_bad_models_and_corpora_are_refused():
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        Harvest(run(), Texts(*(np.zeros((0, 16), int), *(np.zeros(0, int),) * 3)))
+    with pytest.raises(ValueError, match=r"must be \[B, T, d\]"):
+        list(Harvest(lambda tokens: {"x": jnp.zeros((3, 2))}, texts(), 8).rows([0]))
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def rows(n, seed=0, documents=10):
+    rng = np.random.default_rng(seed)
+    about = (rng.integers(0, 9, n), np.sort(rng.integers(0, documents, n)), np.arange(n))
+    return Rows({"x": rng.normal(size=(n, 4)).astype(np.float32)}, *(a.astype(np.int32) for a in about))
+
+
+def filled(path, shards=(100, 0, 37, 250), block=16):
+    writer = Writer(path, Manifest({"x": 4}, "float32", block, FACTS))
+    for i, n in enumerate(shards):
+        writer.write(i, rows(n, i))
+    return np.concatenate([rows(n, i).values["x"] for i, n in enumerate(shards)])
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_rows_come_back_in_order_and_mixed(place, tmp_path):
+    path = tmp_path / "s" if place == "folder" else f"memory://{tmp_path}/s"
+    x = filled(path)
+    back = Store(path)
+    assert len(back) == 387
+    np.testing.assert_array_equal(np.concatenate([r.values["x"] for r in back.batches(["x"], 50)]), x)
+    stream = Shuffled(back, "x", 20, seed=3, window=4)
+    seen = np.concatenate([next(stream) for _ in range(19)])  # an epoch, but for the rows that fill no batch
+    assert len({r.tobytes() for r in seen}) == 380
+    assert {r.tobytes() for r in seen} <= {r.tobytes() for r in x}
+    assert stream.get_state() == {"epoch": 0, "at": 380}
+    again = np.concatenate([next(stream) for _ in range(19)])
+    assert stream.get_state() == {"epoch": 1, "at": 380}
+    assert not np.array_equal(seen, again)
+
+
+def test_a_position_is_all_that_a_shuffled_reader_remembers(tmp_path):
+    filled(tmp_path / "s")
+    stream = Shuffled(Store(tmp_path / "s"), "x", 30, seed=1, window=3)
+    places, batches = [], []
+    for _ in range(30):
+        places.append(json.loads(json.dumps(stream.get_state())))
+        batches.append(next(stream))
+    for i in (25, 3, 12, 13):
+        other = Shuffled(Store(tmp_path / "s"), "x", 30, seed=1, window=3)
+        other.set_state(places[i])
+        np.testing.assert_array_equal(next(other), batches[i])
+
+
+def test_transcoders_and_crosscoders_get_their_sites(tmp_path):
+    Harvest(run(), texts(), 8).save(tmp_path / "s", FACTS, dtype="float32")
+    back = Store(tmp_path / "s")
+    x, y = next(Shuffled(back, ("resid_post.0", "mlp_post.1"), 9))
+    both = next(Shuffled(back, (("resid_post.0", "mlp_post.1"),), 9))
+    assert (x.shape, y.shape, both.shape) == ((9, 8), (9, 12), (9, 20))
+    np.testing.assert_array_equal(np.concatenate([x, y], 1), both)
+    with pytest.raises(StoreError, match=r"no site 'z\.0': it has mlp_post\.1, resid_post\.0"):
+        Shuffled(back, "z.0", 9)
+    with pytest.raises(StoreError, match="fewer than a batch"):
+        Shuffled(back, "mlp_post.1", 10**6)
+
+
+def test_mixing_is_as_good_as_chance_with_a_wide_window_and_worse_with_a_narrow_one(tmp_path):
+    writer = Writer(tmp_path / "s", Manifest({"x": 4}, "float32", 64, FACTS))
+    for i in range(4):
+        part = rows(4096, i, documents=32)
+        writer.write(i, part._replace(documents=part.documents + 32 * i))
+    back = Store(tmp_path / "s")
+    assert mixing(back, 256, 32, window=1000) == pytest.approx(1, abs=0.1)
+    assert mixing(back, 256, 32, window=2) > 10
+
+
+def test_a_flipped_byte_is_found_named_and_skipped_only_on_request(tmp_path):
+    x = filled(tmp_path / "s")
+    file = tmp_path / "s" / "x" / "000003.bin"
+    raw = bytearray(file.read_bytes())
+    raw[20 * 16 + 3] ^= 1  # row 20 of the shard, in its second block
+    file.write_bytes(raw)
+    with pytest.raises(StoreError, match=r"rows 16 to 31 of .*x/000003\.bin are damaged") as error:
+        list(Store(tmp_path / "s").batches(["x"], 50))
+    assert "\n" not in str(error.value)
+    patient = Store(tmp_path / "s", skip_damaged=True)
+    kept = np.concatenate([r.values["x"] for r in patient.batches(["x"], 50)])
+    np.testing.assert_array_equal(kept, np.delete(x, slice(137 + 16, 137 + 32), 0))
+    assert patient.damaged == {("x", 3, 16)}
+    stream = Shuffled(Store(tmp_path / "s", skip_damaged=True), "x", 20, window=4)
+    bad = {r.tobytes() for r in x[153:169]}
+    for _ in range(40):
+        assert not {r.tobytes() for r in next(stream)} & bad
+    file.write_bytes(raw[:100])
+    with pytest.raises(StoreError, match="are damaged"):
+        list(Store(tmp_path / "s").batches(["x"], 50))
+    file.unlink()
+    with pytest.raises(StoreError, match="are damaged"):
+        list(Store(tmp_path / "s").batches(["x"], 50))
+
+
+def test_stores_of_something_else_are_refused(tmp_path):
+    filled(tmp_path / "s")
+    with pytest.raises(StoreError, match=r"something else \(corpus differ\)"):
+        Writer(tmp_path / "s", Manifest({"x": 4}, "float32", 16, {**FACTS, "corpus": "d"}))
+    with pytest.raises(StoreError, match=r"something else \(dtype differ\)"):
+        Writer(tmp_path / "s", Manifest({"x": 4}, "bfloat16", 16, FACTS))
+    with pytest.raises(StoreError, match="has model = 'm', and 'other' was asked for"):
+        Store(tmp_path / "s", expect={"model": "other"})
+    with pytest.raises(StoreError, match="is no store"):
+        Store(tmp_path / "nowhere")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match="files that are no store"):
+        Writer(tmp_path / "t", Manifest({"x": 4}))
+    (tmp_path / "s" / "000001.json").write_text("{")
+    with pytest.raises(StoreError, match=r"shard 1 of .* is damaged"):
+        Store(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").write_text('{"version": 9}')
+    with pytest.raises(StoreError, match="version 9"):
+        Store(tmp_path / "s")
+
+
+def test_nan_wrong_shapes_and_a_full_disk_lose_nothing(tmp_path, monkeypatch):
+    x = filled(tmp_path / "s")
+    writer = Writer(tmp_path / "s", Manifest({"x": 4}, "float32", 16, FACTS))
+    bad = rows(5)
+    bad.values["x"][2, 1] = np.nan
+    with pytest.raises(StoreError, match="1 of 20 values that are NaN"):
+        writer.write(4, bad)
+    with pytest.raises(StoreError, match=r"must have shape \(5, 4\)"):
+        writer.write(4, rows(5)._replace(values={"x": np.zeros((5, 3))}))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WorkdirError, match="make room"):
+        writer.write(4, rows(5))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(np.concatenate([r.values["x"] for r in Store(tmp_path / "s").batches(["x"], 99)]), x)
+
+
+KILLED = """
+import sys, time
+import numpy as np
+sys.path.insert(0, {tests!r})
+from test_store import FACTS, run, texts
+from superpose.interp.harvest import Harvest
+harvest = Harvest(run(), texts(120), batch=4)
+rows = harvest.rows
+def slow(contexts):
+    for part in rows(contexts):
+        time.sleep(0.01)
+        yield part
+harvest.rows = slow
+harvest.save({path!r}, FACTS, dtype="float32", shard=4, block=8)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_harvest_goes_on_without_a_lost_or_doubled_row(tmp_path):
+    t = texts(120)
+    Harvest(run(), t, batch=4).save(tmp_path / "whole", FACTS, dtype="float32", shard=4, block=8)
+    code = KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "killed"))
+    for shards in (3, 8, 20):
+        with subprocess.Popen([sys.executable, "-c", code]) as process:
+            while len(list((tmp_path / "killed").glob("0*.json"))) < shards:
+                assert process.poll() is None
+                time.sleep(0.003)
+            process.send_signal(signal.SIGKILL)
+    assert 0 < len(Store(tmp_path / "killed")) < t.lengths.sum()
+    Harvest(run(), t, batch=4).save(tmp_path / "killed", FACTS, dtype="float32", shard=4, block=8)
+    for path in sorted((tmp_path / "whole").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_more_contexts_are_appended(tmp_path):
+    t = texts(40)
+    few = Texts(*(a[:20] for a in t))
+    Harvest(run(), few, 8).save(tmp_path / "s", FACTS, dtype="float32", shard=10)
+    before = len(Store(tmp_path / "s"))
+    Harvest(run(), t, 8).save(tmp_path / "s", FACTS, dtype="float32", shard=10)
+    back = Store(tmp_path / "s")
+    assert len(back) == t.lengths.sum() > before
+    np.testing.assert_allclose(
+        next(back.batches(["resid_post.0"], 10**6)).values["resid_post.0"], want(t, "resid_post.0"), atol=1e-5
+    )
+
+
+# --- straight into training -------------------------------------------------------------------------------------------
+
+
+def test_a_live_stream_mixes_all_rows_and_resumes_bit_for_bit():
+    t = texts(48)
+    live = Live(Harvest(run(), t, 8), "resid_post.0", 16, seed=2, contexts=12)
+    places, batches = [], []
+    while live.get_state()["generation"] < 5:
+        places.append(json.loads(json.dumps(live.get_state())))
+        batches.append(next(live))
+    first = np.concatenate([b for b, p in zip(batches, places, strict=True) if p["generation"] < 4])
+    known = {r.tobytes() for r in want(t, "resid_post.0")}
+    assert len({r.tobytes() for r in first}) > 0.85 * len(known)
+    for i in (len(places) - 2, 1):
+        other = Live(Harvest(run(), t, 8), "resid_post.0", 16, seed=2, contexts=12)
+        other.set_state(places[i])
+        np.testing.assert_array_equal(next(other), batches[i])
+    with pytest.raises(StoreError, match="take more contexts"):
+        next(Live(Harvest(run(), t, 8), "resid_post.0", 10**4, contexts=12))
+
+
+# --- rows of others ---------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_arrays_are_read(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    np.save(tmp_path / "a.npy", x[:20])
+    safetensors.numpy.save_file({"acts": x[20:].astype(ml_dtypes.bfloat16)}, tmp_path / "b.safetensors")
+    back = Foreign(tmp_path, block=8)
+    got = np.concatenate([r.values["x"] for r in back.batches(["x"], 7)])
+    np.testing.assert_array_equal(got[:20], x[:20])
+    np.testing.assert_array_equal(got[20:], x[20:].astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert next(Shuffled(back, "x", 10)).shape == (10, 6)
+    np.save(tmp_path / "c.npy", x[:, :3])
+    with pytest.raises(StoreError, match=r"different widths \[3, 6\]"):
+        Foreign(tmp_path)
+    np.save(tmp_path / "c.npy", np.array([{"a": print}], dtype=object))
+    with pytest.raises(StoreError, match="can't be read"):
+        Foreign(tmp_path)
+    (tmp_path / "c.npy").unlink()
+    np.save(tmp_path / "c.npy", np.full((3, 6), np.nan))
+    with pytest.raises(StoreError, match="18 values that are NaN"):
+        list(Foreign(tmp_path).batches(["x"], 7))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StoreError, match=r"holds no \.npy"):
+        Foreign(tmp_path / "none")
