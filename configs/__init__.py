@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from superpose.lm.transformer import Config
 from superpose.sae.model import Architecture
 from superpose.sae.objective import Training
 from superpose.train.recipe import Recipe
@@ -28,6 +29,44 @@ def _stated(values: dict[str, Any], *classes: type) -> ConfigDict:
 def recipe(**values: Any) -> ConfigDict:
     """Every field of a ``Recipe`` but its steps."""
     return _stated(values, Recipe)
+
+
+def model(**values: Any) -> ConfigDict:
+    """Every field of a language model's ``Config`` but what its texts say: vocab and context."""
+    sizes = {"vocab": 1, "context": 1, **values}
+    made = {f.name: getattr(Config(**sizes), f.name) for f in dataclasses.fields(Config)}
+    optional = {"kv_heads": int, "query_scale": float, "attn_cap": float, "logit_cap": float}
+    kept = {k: v for k, v in made.items() if k not in ("vocab", "context", "rotary", "local_rotary")}
+    return ConfigDict({k: placeholder(optional[k]) if v is None else v for k, v in kept.items()})
+
+
+def corpus(
+    kind: str,
+    *,
+    modules: tuple[str, ...] = (),
+    documents: int = 1000,
+    seed: int = 0,
+    path: str = "",
+    pattern: str = "**/*.txt",
+    separator: str | None = None,
+    column: str = "text",
+) -> ConfigDict:
+    """A corpus: "python source", "scripts", "files" or "dataset", and what each of them takes.
+
+    Args:
+        kind: which.
+        modules: of the Python source; () is the fixed list.
+        documents, seed: of made-up scripts; documents also of a data set.
+        path: file, folder or name of a data set.
+        pattern, separator: of files in a folder, and between the documents of a file.
+        column: of a data set.
+    """
+    c = ConfigDict(
+        {"kind": kind, "modules": modules, "documents": documents, "seed": seed, "path": path, "pattern": pattern,
+         "column": column}
+    )  # fmt: skip
+    c.separator = placeholder(str) if separator is None else separator
+    return c
 
 
 def kind(

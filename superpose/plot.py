@@ -175,3 +175,15 @@ def score_bars(
     ax.set(xticks=x, title=title, facecolor=GROUND)
     ax.set_xticklabels(labels, fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def names(ax: Axes, x: np.ndarray, y: np.ndarray, texts: Sequence[str]) -> None:
+    """Names beside points, from the lowest up, each moved up as far as the one below it needs."""
+    low, high = ax.get_ylim()
+    step, last = (high - low) / 38, -np.inf
+    for i in np.argsort(y):
+        last = max(y[i], last + step)
+        ax.annotate(
+            texts[i], (x[i], y[i]), (x[i] + 0.03, last), fontsize=7, va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5},
+        )  # fmt: skip

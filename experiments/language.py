@@ -1,0 +1,145 @@
+"""Language models as configs state them: a corpus, a tokenizer, contexts of two splits, a trained or a read model."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from experiments import check
+from superpose.lm import checkpoints, objective, python_source, scripts, text
+from superpose.lm.transformer import Config, Transformer, generate
+from superpose.train.checkpoint import write_atomically
+from superpose.train.fit import fit
+
+
+class Texts(NamedTuple):
+    """A corpus, its tokenizer, and the contexts that are trained on and held out, each with documents from 0."""
+
+    corpus: text.Corpus
+    digest: str
+    tokenizer: text.Tokenizer
+    train: text.Contexts
+    held: text.Contexts
+
+
+def corpus(c: Any) -> text.Corpus:
+    """What ``c.corpus`` states: a kind of ``configs.corpus``, and its values.
+
+    Raises:
+        ValueError: an unknown kind, or a corpus that can't be read.
+    """
+    match c.kind:
+        case "python source":
+            modules = python_source.MODULES if not c.modules else tuple(c.modules)
+            return python_source.python_source(modules)
+        case "scripts":
+            check.whole(c, "documents")
+            return scripts.scripts(c.documents, c.seed)
+        case "files":
+            return text.from_files(c.path, c.pattern, c.separator)
+        case "dataset":
+            check.whole(c, "documents")
+            return text.from_datasets(c.path, column=c.column, documents=c.documents)
+    raise ValueError(f"unknown kind of corpus {c.kind!r}: choose python source, scripts, files or dataset")
+
+
+def texts(c: Any, workdir: Path, tokenizer: text.Tokenizer | None = None, labels: bool = False) -> Texts:
+    """Tokens of the corpus; every ``c.hold``-th document is held out.
+
+    A tokenizer that is trained here is kept in the work directory, for whoever goes on with the model.
+    """
+    check.whole(c, "context", least=2)
+    check.whole(c, "hold", least=2)
+    found = corpus(c.corpus)
+    if tokenizer is None:
+        tokenizer = text.train_tokenizer(found, c.vocab)
+        write_atomically(workdir / "model" / "tokenizer.json", tokenizer.backend.to_str().encode())
+    whole = text.contexts(found, tokenizer, c.context, labels=labels)
+    last = whole.documents % c.hold == c.hold - 1
+    if last.all() or not last.any():
+        raise ValueError(f"{found.name} has {len(whole.names)} documents, too few to hold out every {c.hold}th")
+    return Texts(found, found.digest(), tokenizer, _split(whole, ~last), _split(whole, last))
+
+
+def _split(whole: text.Contexts, chosen: np.ndarray) -> text.Contexts:
+    rows = whole.rows(chosen)
+    kept, documents = np.unique(rows.documents, return_inverse=True)
+    return rows._replace(documents=documents.astype(np.int32), names=tuple(whole.names[i] for i in kept))
+
+
+def architecture(c: Any, vocab: int) -> Config:
+    """The decoder that ``c.model`` states."""
+    return Config(vocab=vocab, context=c.context, **{**c.model, "windows": tuple(c.model.windows)})
+
+
+def trained(c: Any, texts: Texts, key: jax.Array, workdir: Path) -> tuple[Transformer, dict[str, np.ndarray]]:
+    """A model trained on the corpus, kept in the work directory; and its losses in nats.
+
+    Batches are shared by all devices, each of which takes a part of the contexts.
+    """
+    config, run = architecture(c, texts.tokenizer.vocab), c.lm
+    check.whole(run, "batch", "steps", "log_every")
+    population = objective.population(config, {"seed": np.arange(1)}, check.recipe(run, run.steps))
+    source = objective.Batches(texts.train, run.batch, seed=c.seed)
+    devices = jax.devices()
+    options: dict[str, Any] = {}
+    if len(devices) > 1 and run.batch % len(devices) == 0:
+        mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+        options = {"mesh": mesh, "batch_spec": P("data")}
+    result = fit(
+        population, steps=run.steps, key=key, source=source, workdir=workdir / "lm", log_every=run.log_every,
+        title="language model", **options,
+    )  # fmt: skip
+    if result.frozen_at[0] >= 0:
+        raise ValueError(f"the language model diverged at step {result.frozen_at[0]}: lower lm.recipe.lr")
+    model = objective.member(config, result.params)
+    untrained = Transformer(config, nnx.Rngs(jax.random.fold_in(key, 1)))
+    checkpoints.save(workdir / "model", model, {"corpus": texts.digest, "tokenizer": texts.tokenizer.digest()})
+    losses = {
+        "lm_steps": result.history_steps, "lm_loss": result.history["loss"][:, 0],
+        "lm_held": np.asarray(objective.mean_loss(model, texts.held)),
+        "lm_untrained": np.asarray(objective.mean_loss(untrained, texts.held)),
+        "unigram": np.asarray(unigram(texts)),
+    }  # fmt: skip
+    return model, losses
+
+
+def unigram(texts: Texts) -> float:
+    """Loss on held-out text of the token frequencies of the training text (each counted once more), in nats."""
+    count = np.ones(texts.tokenizer.vocab)
+    np.add.at(count, texts.train.tokens[texts.train.mask], 1)
+    ahead = texts.held.tokens[:, 1:][texts.held.mask[:, 1:]]
+    return float(-np.log(count / count.sum())[ahead].mean())
+
+
+def sample(model: Transformer, texts: Texts, key: jax.Array, tokens: int = 60, rows: int = 3) -> list[str]:
+    """Some text that the model writes after the beginning of a document."""
+    first = texts.tokenizer.bos or 0
+    steps = min(tokens, model.config.context - 1)
+    made = jax.jit(lambda m, k: generate(m, np.full((rows, 1), first), steps, k, temperature=0.8))(model, key)
+    return [texts.tokenizer.decode(row) for row in np.asarray(made)]
+
+
+def read(path: str) -> tuple[Transformer, text.Tokenizer, str]:
+    """A model's files, the tokenizer beside them, and a name for manifests.
+
+    Raises:
+        ValueError: either can't be used, or they don't belong together.
+    """
+    place = Path(path)
+    model = checkpoints.read(place)
+    tokenizer_place = place if place.is_dir() else next(iter(sorted(place.parent.glob("tok*.bin"))), place.parent)
+    return model, text.read_tokenizer(tokenizer_place, model.config.vocab), place.resolve().name
+
+
+def facts(name: str, texts: Texts) -> dict[str, Any]:
+    """What a store of activations says about where they are from."""
+    return json.loads(json.dumps({
+        "model": name, "corpus": texts.corpus.name, "corpus_digest": texts.digest,
+        "tokenizer": texts.tokenizer.digest(),
+    }))  # fmt: skip

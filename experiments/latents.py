@@ -1,0 +1,167 @@
+"""SAEs of a language model's activations: trained on a stream, spliced into the model, held against labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import check, kinds
+from superpose.interp import fidelity, labels
+from superpose.interp.harvest import Choice, Harvest, Live
+from superpose.lm import sites
+from superpose.lm.transformer import Transformer
+from superpose.sae import metrics
+from superpose.sae.model import SAE
+from superpose.train.fit import Stream, fit
+
+PARTS = ("loss", "delta", "kl", "recovered_zero", "recovered_mean", "kl_zero", "kl_mean")
+"""What ``fidelity.Score`` holds, each as (value, low, high)."""
+DETECTOR = ("unit", "threshold", "below", "precision", "recall", "f1", "correlation", "low", "high", "draws", "tokens")
+"""What of ``labels.Best`` goes into result files."""
+
+
+def special(texts: Any) -> tuple[int, ...]:
+    """Ids that are no text: they are neither harvested nor judged."""
+    return tuple(sorted({texts.tokenizer.bos, texts.tokenizer.eos} - {None}))
+
+
+def harvest(c: Any, model: Transformer, texts: Any, contexts: Any, names: Any) -> Harvest:
+    """Passes over some contexts; ``c.passes`` contexts at a time."""
+    check.whole(c, "passes")
+    return Harvest(sites.capture(model, names), contexts, c.passes, Choice(special(texts)))
+
+
+def stream(c: Any, model: Transformer, texts: Any, site: Any) -> Live:
+    """Activations of the training text, straight from the model."""
+    check.whole(c, "batch", "generation")
+    names = [site] if isinstance(site, str) else [n for s in site for n in ([s] if isinstance(s, str) else s)]
+    return Live(harvest(c, model, texts, texts.train, names), site, c.batch, seed=c.seed, contexts=c.generation)
+
+
+def train(
+    c: Any, source: Stream, made_of: dict[str, Any], key: jax.Array, workdir: Any, title: str
+) -> tuple[dict[str, SAE], dict[str, Any]]:
+    """SAEs of several kinds or sizes, all on one stream: name -> what it is for inference, and the Results.
+
+    Args:
+        c: batch, steps, log_every of the run.
+        source: batches.
+        made_of: name -> kind as ``configs.kind`` states it.
+    """
+    check.whole(c, "steps", "log_every")
+    place = source.get_state()
+    sample = np.asarray(next(source))
+    source.set_state(place)
+    made = {name: kinds.kind(kind, sample.shape[1], c.steps, 1, sample) for name, kind in made_of.items()}
+    results = fit(
+        {name: kind.population for name, kind in made.items()}, steps=c.steps, key=key, source=source, workdir=workdir,
+        log_every=c.log_every, title=title,
+    )  # fmt: skip
+    if lost := [name for name in made if results[name].frozen_at[0] >= 0]:
+        raise ValueError(f"the SAEs {', '.join(lost)} diverged: lower their recipe.lr")
+    return {name: SAE(*kinds.plain(kind, results[name])[0]) for name, kind in made.items()}, results
+
+
+@jax.jit
+def _encode(sae, x):
+    return sae.encode(x)
+
+
+@jax.jit
+def _sums(sae, x):
+    return metrics.sums(x, sae(x), sae.encode(x))
+
+
+def of_width(kind: Any, width: int) -> Any:
+    """The same kind with so many latents."""
+    sized = kind.copy_and_resolve_references()
+    sized.d_sae = width
+    return sized
+
+
+def scores(source: Harvest, site: str, saes: dict[str, SAE], contexts: np.ndarray) -> dict[str, np.ndarray]:
+    """``l0``, ``explained_variance``, ``dead`` [saes] and ``density_{name}`` on some contexts, truth-free."""
+    totals: dict[str, Any] = dict.fromkeys(saes)
+    waiting: list[np.ndarray] = []
+    for rows in source.rows(contexts):
+        waiting.append(rows.values[site])
+        if sum(map(len, waiting)) < 8192:
+            continue
+        x = np.concatenate(waiting)
+        waiting = [x[8192:]]
+        for name, sae in saes.items():
+            totals[name] = metrics.add(totals[name], _sums(sae, x[:8192]))
+    found = {name: metrics.scores(total) for name, total in totals.items() if total is not None}
+    if len(found) < len(saes):
+        raise ValueError("fewer than 8,192 tokens are held out: give more text")
+    return {
+        "l0": np.array([s.l0 for s in found.values()]),
+        "explained_variance": np.array([s.explained_variance for s in found.values()]),
+        "dead": np.array([s.dead.latents for s in found.values()]),
+        **{f"density_{name}": s.density for name, s in found.items()},
+    }
+
+
+def spliced(
+    c: Any, model: Transformer, texts: Any, site: str, saes: dict[str, SAE], l0: float
+) -> dict[str, np.ndarray]:
+    """``fidelity_names``, and ``fidelity_{part}`` [names, 3] with 95 % intervals over held-out documents.
+
+    Beside the SAEs stand the clean model, both ablations, and baselines of about as many numbers a token: PCA of ``l0``
+    components and the ``l0`` largest neurons.
+    """
+    contexts = np.arange(min(len(texts.train.tokens), c.generation))
+    source = harvest(c, model, texts, texts.train, [site])
+    found = fidelity.moments(source.rows(contexts), site)
+    k = max(1, round(l0))
+    replacements = {name: fidelity.through(sae) for name, sae in saes.items()}
+    replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
+    few = texts.held.rows(np.arange(min(len(texts.held.tokens), c.judged)))
+    totals = fidelity.measure(
+        model, site, replacements, few, found.mean.astype(np.float32), special=special(texts), batch=c.passes
+    )
+    table = fidelity.scores(totals)
+    return {
+        "fidelity_names": np.array(list(table)),
+        **{f"fidelity_{part}": np.array([getattr(s, part) for s in table.values()]) for part in PARTS},
+    }
+
+
+def detectors(
+    c: Any, model: Transformer, texts: Any, site: str, units: dict[str, Any], *, sides: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """``{name}_{part}`` [labels] of the best unit of each kind for each label, on the held-out text.
+
+    Args:
+        units: name -> an SAE, a matrix [d, U] of directions, or None for the neurons themselves.
+        sides: kinds whose silence may be a detector too.
+    """
+    held = texts.held.rows(np.arange(min(len(texts.held.tokens), c.judged)))
+    count = len(texts.corpus.labels)
+    source = harvest(c, model, texts, held, [site])
+    skip = np.isin(held.tokens, special(texts))
+
+    def of(unit: Any):
+        def read():
+            for i in range(0, len(held.tokens), 16 * c.passes):
+                chosen = np.arange(i, min(i + 16 * c.passes, len(held.tokens)))
+                parts = list(source.rows(chosen))
+                x = np.concatenate([p.values[site] for p in parts])
+                keep = held.mask[chosen] & ~skip[chosen]
+                y = np.unpackbits(held.labels[chosen][keep], axis=1, count=count).astype(bool)
+                if isinstance(unit, SAE):
+                    x = np.asarray(_encode(unit, x))
+                elif unit is not None:
+                    x = np.asarray(jnp.asarray(x) @ unit)
+                documents = np.concatenate([p.documents for p in parts])
+                yield labels.Batch(x, y, documents, np.concatenate([p.tokens for p in parts]))
+
+        return read
+
+    out: dict[str, Any] = {}
+    for name, unit in units.items():
+        best = labels.best_units(of(unit), sides=name in sides)
+        out |= {f"{name}_{part}": getattr(best, part) for part in DETECTOR}
+    best = labels.by_token(of(None), texts.tokenizer.vocab)
+    return out | {f"token_{part}": getattr(best, part) for part in DETECTOR}
