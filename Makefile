@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce reproduce-sae test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-sae reproduce-lm test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -80,6 +80,10 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py:4k
 	$(PY) -m experiments.ledger
 
+reproduce-lm: $(READY) ## the same for the language model and its SAEs
+	$(PY) -m experiments.run --config=configs/lm/one_layer.py
+	$(PY) -m experiments.ledger
+
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
@@ -98,6 +102,7 @@ format: $(READY) ## mend style and format
 bench: $(READY) $(PEERS)/.ready ## time the library side by side with its peers
 	$(PY) -m benchmarks.toy
 	$(PY) -m benchmarks.sae
+	$(PY) -m benchmarks.lm
 
 clean: ## remove runs/ (checkpoints and logs); figures/ stays
 	rm -rf runs

@@ -72,6 +72,13 @@ def _split(whole: text.Contexts, chosen: np.ndarray) -> text.Contexts:
     return rows._replace(documents=documents.astype(np.int32), names=tuple(whole.names[i] for i in kept))
 
 
+def judged(c: Any, texts: Texts) -> text.Contexts:
+    """At most ``c.judged`` of the held-out contexts, evenly spaced, so that all documents take part."""
+    check.whole(c, "judged")
+    n = len(texts.held.tokens)
+    return texts.held.rows(np.unique(np.linspace(0, n - 1, min(n, c.judged)).astype(int)))
+
+
 def architecture(c: Any, vocab: int) -> Config:
     """The decoder that ``c.model`` states."""
     return Config(vocab=vocab, context=c.context, **{**c.model, "windows": tuple(c.model.windows)})

@@ -1,12 +1,13 @@
 """SAEs of a language model's activations: trained on a stream, spliced into the model, held against labels."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import check, kinds
+from experiments import check, kinds, language
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import sites
@@ -21,15 +22,10 @@ DETECTOR = ("unit", "threshold", "below", "precision", "recall", "f1", "correlat
 """What of ``labels.Best`` goes into result files."""
 
 
-def special(texts: Any) -> tuple[int, ...]:
-    """Ids that are no text: they are neither harvested nor judged."""
-    return tuple(sorted({texts.tokenizer.bos, texts.tokenizer.eos} - {None}))
-
-
 def harvest(c: Any, model: Transformer, texts: Any, contexts: Any, names: Any) -> Harvest:
     """Passes over some contexts; ``c.passes`` contexts at a time."""
     check.whole(c, "passes")
-    return Harvest(sites.capture(model, names), contexts, c.passes, Choice(special(texts)))
+    return Harvest(sites.capture(model, names), contexts, c.passes, Choice(texts.tokenizer.special))
 
 
 def stream(c: Any, model: Transformer, texts: Any, site: Any) -> Live:
@@ -69,8 +65,21 @@ def _encode(sae, x):
 
 
 @jax.jit
-def _sums(sae, x):
-    return metrics.sums(x, sae(x), sae.encode(x))
+def _sums(sae, x, mask):
+    return metrics.sums(x, sae(x), sae.encode(x), mask)
+
+
+def _padded(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows in batches of one size, and which of them are rows: the last batch is filled up."""
+    waiting: list[np.ndarray] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= size:
+            whole = np.concatenate(waiting)
+            yield whole[:size], np.ones(size, bool)
+            waiting = [whole[size:]]
+    whole = np.concatenate(waiting)
+    yield np.pad(whole, ((0, size - len(whole)), (0, 0))), np.arange(size) < len(whole)
 
 
 def of_width(kind: Any, width: int) -> Any:
@@ -80,21 +89,15 @@ def of_width(kind: Any, width: int) -> Any:
     return sized
 
 
-def scores(source: Harvest, site: str, saes: dict[str, SAE], contexts: np.ndarray) -> dict[str, np.ndarray]:
-    """``l0``, ``explained_variance``, ``dead`` [saes] and ``density_{name}`` on some contexts, truth-free."""
+def scores(c: Any, model: Transformer, texts: Any, site: str, saes: dict[str, SAE]) -> dict[str, np.ndarray]:
+    """``l0``, ``explained_variance``, ``dead`` [saes] and ``density_{name}`` on held-out text, truth-free."""
+    few = language.judged(c, texts)
+    source = harvest(c, model, texts, few, [site])
     totals: dict[str, Any] = dict.fromkeys(saes)
-    waiting: list[np.ndarray] = []
-    for rows in source.rows(contexts):
-        waiting.append(rows.values[site])
-        if sum(map(len, waiting)) < 8192:
-            continue
-        x = np.concatenate(waiting)
-        waiting = [x[8192:]]
+    for x, mask in _padded((rows.values[site] for rows in source.rows(np.arange(len(few.tokens)))), 8192):
         for name, sae in saes.items():
-            totals[name] = metrics.add(totals[name], _sums(sae, x[:8192]))
-    found = {name: metrics.scores(total) for name, total in totals.items() if total is not None}
-    if len(found) < len(saes):
-        raise ValueError("fewer than 8,192 tokens are held out: give more text")
+            totals[name] = metrics.add(totals[name], _sums(sae, x, mask))
+    found = {name: metrics.scores(total) for name, total in totals.items()}
     return {
         "l0": np.array([s.l0 for s in found.values()]),
         "explained_variance": np.array([s.explained_variance for s in found.values()]),
@@ -117,9 +120,9 @@ def spliced(
     k = max(1, round(l0))
     replacements = {name: fidelity.through(sae) for name, sae in saes.items()}
     replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
-    few = texts.held.rows(np.arange(min(len(texts.held.tokens), c.judged)))
+    few = language.judged(c, texts)
     totals = fidelity.measure(
-        model, site, replacements, few, found.mean.astype(np.float32), special=special(texts), batch=c.passes
+        model, site, replacements, few, found.mean.astype(np.float32), special=texts.tokenizer.special, batch=c.passes
     )
     table = fidelity.scores(totals)
     return {
@@ -137,10 +140,10 @@ def detectors(
         units: name -> an SAE, a matrix [d, U] of directions, or None for the neurons themselves.
         sides: kinds whose silence may be a detector too.
     """
-    held = texts.held.rows(np.arange(min(len(texts.held.tokens), c.judged)))
-    count = len(texts.corpus.labels)
+    held = language.judged(c, texts)
+    count, bits = len(texts.corpus.labels), np.asarray(held.labels)
     source = harvest(c, model, texts, held, [site])
-    skip = np.isin(held.tokens, special(texts))
+    skip = np.isin(held.tokens, texts.tokenizer.special)
 
     def of(unit: Any):
         def read():
@@ -149,7 +152,7 @@ def detectors(
                 parts = list(source.rows(chosen))
                 x = np.concatenate([p.values[site] for p in parts])
                 keep = held.mask[chosen] & ~skip[chosen]
-                y = np.unpackbits(held.labels[chosen][keep], axis=1, count=count).astype(bool)
+                y = np.unpackbits(bits[chosen][keep], axis=1, count=count).astype(bool)
                 if isinstance(unit, SAE):
                     x = np.asarray(_encode(unit, x))
                 elif unit is not None:

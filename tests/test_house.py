@@ -9,16 +9,23 @@ import pytest
 
 from experiments.results import ROOT
 
+WINGS = {"superpose.toy", "superpose.sae", "superpose.lm", "superpose.interp"}
 NEVER = {
     "superpose": {"experiments", "configs", "benchmarks", "absl", "ml_collections"},
-    "superpose/worlds": {"superpose.train", "superpose.toy", "superpose.sae", "superpose.plot"},
-    "superpose/train": {"superpose.worlds", "superpose.toy", "superpose.sae", "superpose.plot", "flax"},
-    "superpose/toy": {"superpose.plot", "superpose.sae"},
-    "superpose/sae": {"superpose.plot", "superpose.toy"},
-    "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.toy", "superpose.sae", "jax"},
+    "superpose/worlds": {"superpose.train", "superpose.plot", "superpose.files", *WINGS},
+    "superpose/train": {"superpose.worlds", "superpose.plot", "superpose.files", "flax", *WINGS},
+    "superpose/toy": {"superpose.plot", *WINGS - {"superpose.toy"}},
+    "superpose/sae": {"superpose.plot", *WINGS - {"superpose.sae"}},
+    "superpose/lm": {"superpose.plot", "superpose.worlds", *WINGS - {"superpose.lm"}},
+    "superpose/interp": {"superpose.plot", "superpose.toy"},
+    "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.files", "jax", *WINGS},
+    "superpose/files.py": {"superpose", "jax"},
     "experiments/toy": {"absl", "ml_collections"},
     "experiments/sae": {"absl", "ml_collections"},
+    "experiments/lm": {"absl", "ml_collections"},
     "experiments/kinds.py": {"absl", "ml_collections", "matplotlib"},
+    "experiments/language.py": {"absl", "ml_collections", "matplotlib"},
+    "experiments/latents.py": {"absl", "ml_collections", "matplotlib"},
     "benchmarks": {"absl", "ml_collections", "configs"},
 }
 """Part of the house -> what it may not import."""

@@ -22,7 +22,6 @@ RARE = 50
 
 def run(config, key, workdir):
     """Losses of the model; fidelity of SAEs and baselines; of each label the best latent, neuron, direction, token."""
-    check.whole(config, "judged")
     check.whole(config, "widths")
     if len(set(config.widths)) < 2:
         raise ValueError(f"widths must hold at least two sizes to compare, got {config.widths}")
@@ -38,9 +37,7 @@ def run(config, key, workdir):
         folder = workdir / "export" / name.replace(" ", "_").lower()
         formats.write_saelens(folder, sae.arch, {n: np.asarray(getattr(sae, n)[...]) for n in sae.arch.shapes()}, about)
 
-    held = latents.harvest(config, model, texts, texts.held, [config.site])
-    contexts = np.arange(min(len(texts.held.tokens), config.judged))
-    out |= latents.scores(held, config.site, saes, contexts)
+    out |= latents.scores(config, model, texts, config.site, saes)
     widest = names[-1]
     out |= latents.spliced(config, model, texts, config.site, saes, float(out["l0"][-1]))
 
@@ -91,11 +88,9 @@ def draw(results, config):
         ax.bar(x + shift, values[:, 0], 0.38, color=colour, alpha=0.8, label=label)
         spread = np.abs(values[:, 1:].T - values[:, 0])
         ax.errorbar(x + shift, values[:, 0], spread, fmt="none", color="0.2", lw=1)
-    for i, n in enumerate(order):
-        ax.text(i, 0.02, f"+{_of(results, n, 'delta')[0]:.3f} nats", ha="center", fontsize=7, rotation=90, color="w")
     ax.set(xticks=x, ylim=(0, 1.02), title=f"cross-entropy recovered at {config.site} (95 % over documents)")
-    ax.set_xticklabels(order, fontsize=8)
-    ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2)
+    ax.set_xticklabels([f"{n}\n+{_of(results, n, 'delta')[0]:.3f} nats" for n in order], fontsize=8)
+    ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
 
     ax = axes[1, 0]
     common = _common(results)

@@ -188,6 +188,11 @@ class Tokenizer:
     def vocab(self) -> int:
         return len(self.pieces)
 
+    @property
+    def special(self) -> tuple[int, ...]:
+        """BOS and EOS, as far as they exist."""
+        return tuple(sorted({i for i in (self.bos, self.eos) if i is not None}))
+
     def encode(self, text: str) -> Encoded:
         """Without special tokens."""
         return self.encode_all([text])[0]

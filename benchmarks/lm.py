@@ -1,0 +1,137 @@
+"""Harvesting activations side by side with transformers on torch, and the store beside an SAE that reads from it.
+
+    make bench                              (or: python -m benchmarks.lm --peer .venv-peers/bin/python)
+
+Both sides run the same random models over contexts of 128 tokens up to the same site and end with the rows on the host;
+they are timed in turn in one run, medians over the rounds. Prints a table and writes
+benchmarks/results/lm_<device>.json.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.peer_lm import CONTEXT, MODELS
+from benchmarks.peer_sae import data
+from benchmarks.sae import ours as sae_step
+from benchmarks.toy import device_name, matmul_rate, peer
+from superpose.interp.harvest import Harvest, Texts
+from superpose.interp.store import Manifest, Rows, Shuffled, Store, Writer
+from superpose.lm import checkpoints, sites
+
+HERE = Path(__file__).parent
+ASKED = 2.0
+"""Least ratio of harvests."""
+CONTEXTS, BATCH = 256, 32
+D, F, ROWS = 512, 4096, 2048
+
+
+def texts(vocab: int, contexts: int) -> Texts:
+    rng = np.random.default_rng(0)
+    full = np.full(contexts, CONTEXT, np.int32)
+    numbers = np.arange(contexts, dtype=np.int32)
+    return Texts(rng.integers(0, vocab, (contexts, CONTEXT)).astype(np.int32), full, numbers, 0 * numbers)
+
+
+def harvest(folder: Path, name: str) -> dict[str, float]:
+    """Tokens per second, and how far the rows are from the peer's."""
+    values, site = MODELS[name]
+    model = checkpoints.read(folder / name)
+    run = sites.capture(model, [site])
+    want, tokens = np.load(folder / name / "rows.npy"), np.load(folder / name / "tokens.npy")
+    off = np.abs(np.asarray(run(tokens)[site]).reshape(want.shape) - want).max() / want.std()
+    made = Harvest(run, texts(values["vocab_size"], CONTEXTS), BATCH)
+    for _ in made.rows(np.arange(BATCH)):
+        pass
+    times = []
+    for _ in range(5):
+        clock = time.perf_counter()
+        for _ in made.rows(np.arange(CONTEXTS)):
+            pass
+        times.append(time.perf_counter() - clock)
+    return {"tokens/s": CONTEXTS * CONTEXT / statistics.median(times), "off": float(off)}
+
+
+def store(folder: Path, shards: int = 8, rows: int = 16_384) -> dict[str, float]:
+    """Rows per second written and read shuffled, bfloat16, d = 512."""
+    rng = np.random.default_rng(0)
+    part = Rows({"x": rng.normal(size=(rows, D)).astype(np.float32)}, *np.zeros((3, rows), np.int32))
+    writer = Writer(folder, Manifest({"x": D}))
+    clock = time.perf_counter()
+    for i in range(shards):
+        writer.write(i, part)
+    written = time.perf_counter() - clock
+    stream = Shuffled(Store(folder), "x", ROWS)
+    batches = shards * rows // ROWS
+    clock = time.perf_counter()
+    for _ in range(batches):  # an epoch: every block is read for the first time, its checksum included
+        next(stream)
+    return {"write": shards * rows / written, "read": batches * ROWS / (time.perf_counter() - clock)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with transformers (make peers)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, both sides in turn")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the result")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    seen: dict[str, list[float]] = {}
+    note = lambda name, value: seen.setdefault(name, []).append(value)  # noqa: E731
+    off = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        peer(args.peer, "peer_lm.py", "make", folder)
+        start, batches = data(D, F, ROWS)
+        for r in range(args.rounds):
+            print(f"round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
+            for name in MODELS:
+                theirs = peer(args.peer, "peer_lm.py", "harvest", folder, name, CONTEXTS, BATCH)
+                note(f"{name} transformers", theirs["tokens/s"])
+                note("torch GF/s", theirs["gflops"])
+                mine = harvest(folder, name)
+                note(f"{name} ours", mine["tokens/s"])
+                off[name] = mine["off"]
+            note("jax GF/s", matmul_rate())
+            for name, rate in store(folder / f"store{r}").items():
+                note(f"store {name}", rate)
+            note("SAE", ROWS / sae_step("topk", start, batches, 6)["seconds"])
+    median = {k: statistics.median(v) for k, v in seen.items()}
+    faster = median["jax GF/s"] / median["torch GF/s"]
+    ratios = {f"{n}: ours / transformers, tokens per second (>= 2)": median[f"{n} ours"] / median[f"{n} transformers"]
+              for n in MODELS}  # fmt: skip
+    ratios |= {f"{n}: the same, matrix rates divided out": median[f"{n} ours"] / median[f"{n} transformers"] / faster
+               for n in MODELS}  # fmt: skip
+    ratios |= {f"store {n} / what an SAE (d=512, F=4096, TopK) consumes (> 1)": median[f"store {n}"] / median["SAE"]
+               for n in ("write", "read")}  # fmt: skip
+    about: dict[str, Any] = {
+        "device": device_name(), "python": sys.version.split()[0], "jax": jax.__version__, "rounds": args.rounds,
+        "ratios": ratios, "medians": median, "all": seen, "rows off the peer's, of their std": off,
+    }  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "_", device_name().lower()).strip("_")
+    path = args.out / f"lm_{slug}.json"
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    print(f"{about['device']}, jax {about['jax']}, medians of {args.rounds} rounds")
+    for name, value in ratios.items():
+        print(f"{value:10.2f}  {name}")
+    for name, value in median.items():
+        print(f"{value:12,.0f}  {name}" + ("" if "GF" in name else " tokens/s" if "store" not in name else " rows/s"))
+    for name, value in off.items():
+        print(f"{value:12.1e}  largest difference of {name}'s rows from the peer's, in their standard deviations")
+    print(f"written to {os.path.relpath(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""SAEs on stored activations: trained, exported, scored, spliced back into the model.
+
+A residual or MLP SAE reads and writes one site; with ``config.reads`` it is a transcoder from one site to another;
+several names in ``config.sites`` make a crosscoder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check, kinds, language
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.interp import fidelity
+from superpose.interp.store import Shuffled, Store
+from superpose.lm import text
+from superpose.sae import formats, metrics
+from superpose.sae.model import SAE
+from superpose.train.fit import fit
+
+
+def _place(config):
+    """Sites as ``Shuffled`` takes them, and the names side by side."""
+    names = tuple(config.sites)
+    if not names:
+        raise ValueError("sites is empty: name at least one site of the store")
+    if config.reads:
+        if len(names) > 1:
+            raise ValueError("a transcoder writes one site: give one in sites, and what it reads in reads")
+        return (config.reads, names[0]), 1
+    return (names[0] if len(names) == 1 else (names,)), len(names)
+
+
+def run(config, key, workdir):
+    """Scores of every SAE on held-out blocks, and, with a model, what splicing it in costs."""
+    check.whole(config, "batch", "steps", "log_every", "held")
+    asked, count = _place(config)
+    store = Store(config.store, expect={"model": Path(config.model).resolve().name} if config.model else None)
+    source = Shuffled(store, asked, config.batch, seed=config.seed, window=config.window)
+    sample = next(source)
+    source.set_state({"epoch": 0, "at": 0})
+    pair = isinstance(sample, tuple)
+    x, y = sample if pair else (sample, sample)
+    given = {"sites": count} if count > 1 else {}
+    given |= {"d_out": y.shape[1], "center": False} if pair else {}
+    if pair and (config.kind.scale != "none" or config.kind.centre != "zero"):
+        raise ValueError("a transcoder's inputs and outputs differ: leave kind.scale=none and kind.centre=zero")
+    kind = kinds.kind(config.kind, x.shape[1], config.steps, config.seeds, x, **given)
+    result = fit(
+        kind.population, steps=config.steps, key=key, source=source, workdir=workdir / "fit",
+        log_every=config.log_every, title="SAEs",
+    )  # fmt: skip
+    facts = store.manifest.facts or {}
+    plain = [member for i, member in enumerate(kinds.plain(kind, result)) if result.frozen_at[i] < 0]
+    if not plain:
+        raise ValueError("every SAE diverged: lower kind.recipe.lr")
+    saes = {f"{i}": SAE(*member) for i, member in enumerate(plain)}
+    for name, (arch, params) in zip(saes, plain, strict=True):
+        about = formats.Metadata(
+            model=facts.get("model"), site=config.sites[0], context=facts.get("context"), prepend_bos=facts.get("bos")
+        )
+        if count == 1 and arch.activation in ("relu", "topk", "abs_topk", "jumprelu", "gated", "matching_pursuit"):
+            formats.write_saelens(workdir / "export" / name, arch, params, about)
+
+    held = Shuffled(store, asked, config.batch, seed=config.seed + 1, window=config.window)
+    sums: dict[str, Any] = dict.fromkeys(saes)
+    for _ in range(config.held):
+        batch = next(held)
+        x, y = batch if pair else (batch, batch)
+        for name, sae in saes.items():
+            sums[name] = metrics.add(sums[name], _sums(sae, x, y))
+    scores = [metrics.scores(total) for total in sums.values()]
+    out = {
+        "l0": np.array([s.l0 for s in scores]), "explained_variance": np.array([s.explained_variance for s in scores]),
+        "dead": np.array([s.dead.latents for s in scores]), "rows": np.asarray(len(store)),
+        "error": result.history["error"], "error_steps": result.history_steps,
+        "fidelity_names": np.zeros(0, "<U1"),
+    }  # fmt: skip
+    if not config.model or count > 1:
+        return out
+    model, tokenizer, _ = language.read(config.model)
+    contexts = text.contexts(
+        language.corpus(config.corpus), tokenizer, facts.get("context", 128), bos=bool(facts.get("bos", True))
+    )
+    chosen = np.unique(np.linspace(0, len(contexts.tokens) - 1, min(len(contexts.tokens), config.judged)).astype(int))
+    found = fidelity.moments(store.batches([config.sites[0]], 2**13), config.sites[0])
+    k = max(1, round(float(np.median(out["l0"]))))
+    replacements = {f"SAE {name}": fidelity.through(sae) for name, sae in saes.items()}
+    if not pair:
+        replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
+    totals = fidelity.measure(
+        model, config.sites[0], replacements, contexts.rows(chosen), found.mean.astype(np.float32),
+        reads=config.reads or None, special=tuple(facts.get("special", ())), batch=16,
+    )  # fmt: skip
+    table = fidelity.scores(totals)
+    parts = fidelity.Score._fields
+    return out | {
+        "fidelity_names": np.array(list(table)),
+        **{f"fidelity_{part}": np.array([getattr(s, part) for s in table.values()]) for part in parts},
+    }
+
+
+@jax.jit
+def _sums(sae, x, y):
+    return metrics.sums(y, sae(x), sae.encode(x))
+
+
+def draw(results, config):
+    """Error while training; L0 against explained variance; cross-entropy recovered beside baselines."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), dpi=110, layout="constrained")
+    axes[0].plot(results["error_steps"], results["error"], lw=1.1)
+    axes[0].set(xlabel="step", ylabel="error (as trained)", yscale="log", title="training")
+    axes[1].plot(results["l0"], results["explained_variance"], "o", color="#3f6fb5")
+    axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="held-out order of the store", ylim=(None, 1))
+    order = [str(n) for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
+    names = list(results["fidelity_names"])
+    for shift, part, colour in ((-0.2, "recovered_zero", "#3f6fb5"), (0.2, "recovered_mean", "#e08a3c")):
+        if order:
+            values = np.array([results[f"fidelity_{part}"][names.index(n)] for n in order])
+            x = np.arange(len(order)) + shift
+            axes[2].bar(x, values[:, 0], 0.38, color=colour, alpha=0.8, label=f"of {part.split('_')[1]} ablation")
+            spread = np.abs(values[:, 1:].T - values[:, 0])
+            axes[2].errorbar(x, values[:, 0], spread, fmt="none", color="0.2", lw=1)
+    if order:
+        axes[2].set(xticks=np.arange(len(order)), title="cross-entropy recovered")
+        deltas = [results["fidelity_delta"][names.index(n)][0] for n in order]
+        axes[2].set_xticklabels([f"{n}\n+{d:.3f} nats" for n, d in zip(order, deltas, strict=True)], fontsize=7)
+        axes[2].legend(fontsize=8, loc="lower left")
+    else:
+        axes[2].text(
+            0.5, 0.5, "no model given (config.model):\nnot spliced in", ha="center", transform=axes[2].transAxes
+        )
+    for ax in axes:
+        ax.set_facecolor(plot.GROUND)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{config.kind.activation} SAEs of {', '.join(config.sites)} on {int(results['rows']):,} rows")
+    return {"": figure}
+
+
+def claims(results, config):
+    """The SAE says more about the model than as many principal components or neurons."""
+    names = [str(n) for n in results["fidelity_names"]]
+    base = [n for n in names if n.startswith("PCA") or n.endswith("neurons")]
+    made = [n for n in names if n.startswith("SAE")]
+    out = [Claim("explained variance on held-out batches (smallest)", "sanity", 0.0,
+                 float(results["explained_variance"].min()), 0.0, ">=")]  # fmt: skip
+    if base and made:
+        kl = results["fidelity_kl"][:, 0]
+        best, other = (min(kl[names.index(n)] for n in group) for group in (made, base))
+        out.append(Claim("KL to the clean model: best SAE over best of PCA and neurons", "control", 1.0,
+                         float(best / other), 0.0, "<="))  # fmt: skip
+    return out

@@ -1,0 +1,155 @@
+"""From a model's files to a scored SAE: the commands of docs/language_models.md, on a small model made here."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import language
+from superpose.interp.store import Store
+from superpose.lm import checkpoints, text
+from superpose.lm.python_source import python_source
+from superpose.lm.transformer import Config, Transformer
+from superpose.sae import formats
+from superpose.worlds import prng
+
+DATA = os.environ.get("SUPERPOSE_TEST_DATA")
+real = pytest.mark.skipif(not DATA, reason="SUPERPOSE_TEST_DATA names no folder with stories260K.bin")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of ours with its tokenizer, and texts beside it."""
+    place = tmp_path_factory.mktemp("lm")
+    tokenizer = text.train_tokenizer(python_source(("bisect", "json")), 320)
+    config = Config(vocab=320, d_model=16, layers=2, heads=2, d_head=8, d_mlp=32, context=64)
+    checkpoints.save(place / "model", Transformer(config, nnx.Rngs(0)))
+    (place / "model" / "tokenizer.json").write_text(tokenizer.backend.to_str())
+    texts = place / "texts"
+    texts.mkdir()
+    for i, document in enumerate(python_source(("json", "bisect", "copy", "queue")).read()):
+        (texts / f"{i}.txt").write_text(document.text)
+    return place
+
+
+def run(name, workdir, **changes):
+    config = importlib.import_module(f"configs.lm.{name}").get_config("quick")
+    config.update_from_flattened_dict(changes)
+    experiment = importlib.import_module(f"experiments.{config.experiment}")
+    arrays = experiment.run(config, prng.key(0), workdir)
+    claims = experiment.claims(arrays, config)
+    for figure in experiment.draw(arrays, config).values():
+        figure.savefig(workdir / "figure.png")
+        importlib.import_module("matplotlib.pyplot").close(figure)
+    return arrays, claims
+
+
+def harvested(folder, workdir, **changes):
+    workdir.mkdir(exist_ok=True)
+    return run("harvest", workdir, **{
+        "model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts"), "context": 32,
+        "store": str(workdir / "store"), "shard": 100, "block": 128,
+        "sites": ("resid_post.0", "mlp_in.1", "mlp_out.1", "blocks.1.hook_resid_post"), **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("harvest")
+    return harvested(folder, workdir), workdir / "store"
+
+
+SMALL = {"batch": 64, "steps": 60, "log_every": 20, "kind.d_sae": 40, "kind.k": 4, "kind.sweep.k": (2, 4), "judged": 40}
+
+
+def test_harvest_keeps_every_row_and_says_so(store):
+    (arrays, claims), place = store
+    assert [c.text for c in claims if not c.holds] == []
+    assert len(claims) == 3
+    assert sorted(Store(place).manifest.sites) == ["mlp_in.1", "mlp_out.1", "resid_post.0", "resid_post.1"]
+    assert arrays["planned_rows"] >= arrays["written"] > 5000
+
+
+def test_a_plan_writes_nothing(folder, tmp_path):
+    arrays, claims = harvested(folder, tmp_path, plan=True)
+    assert arrays["planned_bytes"] > 0
+    assert claims == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_saes_are_trained_exported_and_spliced_in(folder, store, tmp_path):
+    corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
+    arrays, _ = run("sae", tmp_path, store=str(store[1]), **corpus, **SMALL)
+    assert arrays["l0"] == pytest.approx([2, 4], rel=0.6)  # sixty steps: the threshold is still on its way
+    assert (arrays["explained_variance"] > 0.05).all()
+    names = list(arrays["fidelity_names"])
+    kl = dict(zip(names, arrays["fidelity_kl"][:, 0], strict=True))
+    assert kl["clean"] == 0
+    assert kl["SAE 1"] < kl["zero"]
+    back = formats.read(tmp_path / "export" / "1")
+    assert (back.metadata.site, back.metadata.model, back.metadata.context) == ("resid_post.0", "model", 32)
+    assert back.arch.d_sae == 40
+
+
+def test_transcoders_and_crosscoders(folder, store, tmp_path):
+    plain = {"kind.center": False, "kind.scale": "none", "kind.centre": "zero"}
+    corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
+    (tmp_path / "t").mkdir()
+    arrays, _ = run("sae", tmp_path / "t", store=str(store[1]), reads="mlp_in.1", sites=("mlp_out.1",), **plain,
+                    **corpus, **SMALL)  # fmt: skip
+    assert "SAE 0" in list(arrays["fidelity_names"])
+    with pytest.raises(ValueError, match=r"leave kind\.scale=none"):
+        run("sae", tmp_path, store=str(store[1]), reads="mlp_in.1", sites=("mlp_out.1",), **SMALL)
+    (tmp_path / "c").mkdir()
+    arrays, _ = run("sae", tmp_path / "c", store=str(store[1]), sites=("resid_post.0", "resid_post.1"),
+                    **{"kind.decoder": "free"}, **SMALL)  # fmt: skip
+    assert (arrays["explained_variance"] > 0).all()
+
+
+def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
+    for changes, said in (
+        ({"store": str(tmp_path / "nowhere")}, "is no store"),
+        ({"store": str(store[1]), "sites": ("z.0",)}, r"has no site 'z\.0'"),
+        ({"store": str(store[1]), "model": str(tmp_path / "other")}, "was asked for"),
+        ({"store": str(store[1]), "sites": ()}, "sites is empty"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            run("sae", tmp_path, **{**SMALL, **changes})
+        assert "\n" not in str(error.value)
+    for changes, said in (
+        ({"model": str(tmp_path / "nowhere")}, "does not exist"),
+        ({"sites": ("resid_post.9",)}, "no site"),
+        ({"corpus.path": str(tmp_path / "nowhere")}, "does not exist"),
+        ({"corpus.kind": "tape"}, "unknown kind of corpus"),
+        ({"context": 1}, "context must be a whole number of at least 2"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            harvested(folder, tmp_path, **changes)
+        assert "\n" not in str(error.value)
+
+
+@real
+def test_the_stories_model_is_harvested_with_its_tokenizer(tmp_path):
+    arrays, claims = run(
+        "harvest", tmp_path, **{
+            "model": str(Path(DATA, "stories260K.bin")), "corpus.kind": "files", "tokens": 0,
+            "corpus.path": str(Path(DATA, "tinystories_sample.txt")), "corpus.separator": "<|endoftext|>",
+            "sites": ("resid_post.2",), "context": 64, "shard": 4, "block": 64,
+        }
+    )  # fmt: skip
+    assert claims[0].holds
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    assert manifest["sites"] == {"resid_post.2": 64}
+    assert manifest["facts"]["model"] == "stories260K.bin"
+    assert arrays["written"] > 500
+
+
+def test_token_frequencies_are_a_loss(folder):
+    tokenizer = text.read_tokenizer(folder / "model")
+    found = text.contexts(text.from_files(folder / "texts"), tokenizer, 32)
+    texts = language.Texts(text.from_files(folder / "texts"), "", tokenizer, found, found)
+    assert 0 < language.unigram(texts) < np.log(320)
