@@ -1,24 +1,38 @@
 """SAEs of a language model's activations: trained on a stream, spliced into the model, held against labels."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments import check, kinds, language
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import sites
 from superpose.lm.transformer import Transformer
-from superpose.sae import metrics
+from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
 from superpose.train.fit import Stream, fit
 
 PARTS = ("loss", "delta", "kl", "recovered_zero", "recovered_mean", "kl_zero", "kl_mean")
 """What ``fidelity.Score`` holds, each as (value, low, high)."""
-DETECTOR = ("unit", "threshold", "below", "precision", "recall", "f1", "correlation", "low", "high", "draws", "tokens")
+DETECTOR = (
+    "unit",
+    "threshold",
+    "below",
+    "precision",
+    "recall",
+    "f1",
+    "correlation",
+    "low",
+    "high",
+    "draws",
+    "tokens",
+    "share",
+)
 """What of ``labels.Best`` goes into result files."""
 
 
@@ -131,6 +145,30 @@ def spliced(
     }
 
 
+def _labelled(c: Any, model: Transformer, texts: Any, site: str, unit: Any) -> Callable[[], Iterator[labels.Batch]]:
+    """Held-out tokens, their labels, and the values of units: an SAE's latents, directions [d, U], or the neurons."""
+    held = language.judged(c, texts)
+    count, bits = len(texts.corpus.labels), np.asarray(held.labels)
+    source = harvest(c, model, texts, held, [site])
+    skip = np.isin(held.tokens, texts.tokenizer.special)
+
+    def read():
+        for i in range(0, len(held.tokens), 16 * c.passes):
+            chosen = np.arange(i, min(i + 16 * c.passes, len(held.tokens)))
+            parts = list(source.rows(chosen))
+            x = np.concatenate([p.values[site] for p in parts])
+            keep = held.mask[chosen] & ~skip[chosen]
+            y = np.unpackbits(bits[chosen][keep], axis=1, count=count).astype(bool)
+            if isinstance(unit, SAE):
+                x = np.asarray(_encode(unit, x))
+            elif unit is not None:
+                x = np.asarray(jnp.asarray(x) @ unit)
+            documents = np.concatenate([p.documents for p in parts])
+            yield labels.Batch(x, y, documents, np.concatenate([p.tokens for p in parts]))
+
+    return read
+
+
 def detectors(
     c: Any, model: Transformer, texts: Any, site: str, units: dict[str, Any], *, sides: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
@@ -140,31 +178,90 @@ def detectors(
         units: name -> an SAE, a matrix [d, U] of directions, or None for the neurons themselves.
         sides: kinds whose silence may be a detector too.
     """
-    held = language.judged(c, texts)
-    count, bits = len(texts.corpus.labels), np.asarray(held.labels)
-    source = harvest(c, model, texts, held, [site])
-    skip = np.isin(held.tokens, texts.tokenizer.special)
-
-    def of(unit: Any):
-        def read():
-            for i in range(0, len(held.tokens), 16 * c.passes):
-                chosen = np.arange(i, min(i + 16 * c.passes, len(held.tokens)))
-                parts = list(source.rows(chosen))
-                x = np.concatenate([p.values[site] for p in parts])
-                keep = held.mask[chosen] & ~skip[chosen]
-                y = np.unpackbits(bits[chosen][keep], axis=1, count=count).astype(bool)
-                if isinstance(unit, SAE):
-                    x = np.asarray(_encode(unit, x))
-                elif unit is not None:
-                    x = np.asarray(jnp.asarray(x) @ unit)
-                documents = np.concatenate([p.documents for p in parts])
-                yield labels.Batch(x, y, documents, np.concatenate([p.tokens for p in parts]))
-
-        return read
-
     out: dict[str, Any] = {}
     for name, unit in units.items():
-        best = labels.best_units(of(unit), sides=name in sides)
+        best = labels.best_units(_labelled(c, model, texts, site, unit), sides=name in sides)
         out |= {f"{name}_{part}": getattr(best, part) for part in DETECTOR}
-    best = labels.by_token(of(None), texts.tokenizer.vocab)
+    best = labels.by_token(_labelled(c, model, texts, site, None), texts.tokenizer.vocab)
     return out | {f"token_{part}": getattr(best, part) for part in DETECTOR}
+
+
+class Study(NamedTuple):
+    """A language model trained on a corpus and SAEs of one of its sites."""
+
+    texts: language.Texts
+    model: Transformer
+    saes: dict[str, SAE]
+    names: list[str]
+    arrays: dict[str, Any]
+
+
+def study(config: Any, key: jax.Array, workdir: Any) -> Study:
+    """Trains a language model and SAEs of ``config.widths`` on its ``config.site``, and scores them on held-out text.
+
+    ``arrays`` has the model's losses, ``scores``, ``spliced``, and as a control ``control_*``, the detectors of an SAE
+    of the widest size on a model that has learnt nothing. Model and SAEs stay in the work directory.
+    """
+    check.whole(config, "widths")
+    if len(set(config.widths)) < 2:
+        raise ValueError(f"widths must hold at least two sizes to compare, got {config.widths}")
+    lm_key, sae_key, text_key, other_key = jax.random.split(key, 4)
+    texts = language.texts(config, workdir, labels=True)
+    model, out = language.trained(config, texts, lm_key, workdir)
+    made_of = {f"SAE {width}": of_width(config.kind, width) for width in config.widths}
+    source = stream(config, model, texts, config.site)
+    saes, _ = train(config, source, made_of, sae_key, workdir / "saes", "SAEs")
+    names = list(saes)
+    for name, sae in saes.items():
+        about = formats.Metadata(
+            model=config.experiment,
+            site=config.site,
+            context=config.context,
+            prepend_bos=texts.tokenizer.bos is not None,
+        )
+        params = {n: np.asarray(getattr(sae, n)[...]) for n in sae.arch.shapes()}
+        formats.write_saelens(workdir / "export" / name.replace(" ", "_").lower(), sae.arch, params, about)
+    out |= scores(config, model, texts, config.site, saes)
+    out |= spliced(config, model, texts, config.site, saes, float(out["l0"][-1]))
+
+    untrained = Transformer(model.config, nnx.Rngs(jax.random.fold_in(lm_key, 1)))
+    source = stream(config, untrained, texts, config.site)
+    control, _ = train(
+        config, source, {"control": made_of[names[-1]]}, other_key, workdir / "control", "SAE of an untrained model"
+    )
+    found = detectors(config, untrained, texts, config.site, {"control": control["control"]})
+    out |= {k: v for k, v in found.items() if k.startswith("control_")}
+    out |= {
+        "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "names": np.array(names),
+        "written": np.array(language.sample(model, texts, text_key)),
+        "sizes": np.array([texts.train.lengths.sum(), texts.held.lengths.sum(), len(texts.train.names)]),
+    }  # fmt: skip
+    return Study(texts, model, saes, names, out)
+
+
+def by_bin(
+    c: Any,
+    model: Transformer,
+    texts: Any,
+    site: str,
+    sae: SAE,
+    units: Sequence[int],
+    named: Sequence[str],
+    bins: int = 10,
+) -> dict[str, np.ndarray]:
+    """``bin_hits`` and ``bin_tokens`` [units, bins]: of the tokens at which a latent's activation lies in each of so
+    many equal parts of its range, those that carry a label, on the documents of odd number."""
+    top = np.full(len(units), 1e-30)
+    columns = [texts.corpus.labels.index(name) for name in named]
+    for batch in _labelled(c, model, texts, site, sae)():
+        top = np.maximum(top, np.asarray(batch.values)[:, units].max(0, initial=0))
+    hits, tokens = np.zeros((len(units), bins)), np.zeros((len(units), bins))
+    for batch in _labelled(c, model, texts, site, sae)():
+        half = ~labels.first_half(batch.documents)
+        x, y = np.asarray(batch.values)[half][:, units], np.asarray(batch.labels)[half][:, columns]
+        place = np.minimum((x / top * bins).astype(int), bins - 1)
+        for u in range(len(units)):
+            on = x[:, u] > 0
+            tokens[u] += np.bincount(place[on, u], minlength=bins)
+            hits[u] += np.bincount(place[on & y[:, u], u], minlength=bins)
+    return {"bin_hits": hits, "bin_tokens": tokens, "bin_top": top}

@@ -7,8 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from flax import nnx
 
 from experiments.results import ROOT
+from superpose.lm import checkpoints, text
+from superpose.lm.python_source import python_source
+from superpose.lm.transformer import Config, Transformer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -19,9 +23,27 @@ def blocks(language):
             yield pytest.param(block, id=f"{page.stem}-{i}")
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A small model with random weights and its tokenizer, and texts: what the pages call my_model and my_texts."""
+    place = tmp_path_factory.mktemp("files")
+    source = python_source(("json", "bisect"))
+    tokenizer = text.train_tokenizer(source, 320)
+    config = Config(vocab=320, d_model=16, layers=2, heads=2, d_head=8, d_mlp=32, context=128)
+    checkpoints.save(place / "my_model", Transformer(config, nnx.Rngs(0)))
+    (place / "my_model" / "tokenizer.json").write_text(tokenizer.backend.to_str())
+    (place / "my_texts").mkdir()
+    for i, document in enumerate(source.read()):
+        (place / "my_texts" / f"{i}.txt").write_text(document.text)
+    return place
+
+
 @pytest.mark.parametrize("block", list(blocks("python")))
-def test_python_blocks_run(block, capsys, tmp_path, monkeypatch):
+def test_python_blocks_run(block, capsys, tmp_path, monkeypatch, made_up):
     monkeypatch.chdir(tmp_path)
+    for name in ("my_model", "my_texts"):
+        if name in block:
+            (tmp_path / name).symlink_to(made_up / name)
     exec(compile(block, "<docs>", "exec"), {})
     said = capsys.readouterr().out
     assert said.strip()
@@ -36,12 +58,15 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
     assert len(lines(own)) <= 20
     (sae, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "saes.md").read_text(), re.DOTALL)
     assert len(lines(sae)) <= 15
-    assert "absl" not in journey + sae
+    (lm, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "language_models.md").read_text(), re.DOTALL)
+    assert len(lines(lm)) <= 15
+    assert "absl" not in journey + sae + lm
     assert "config" not in journey
 
 
 @pytest.mark.ci
-def test_commands_run(tmp_path):
+def test_commands_run(tmp_path, made_up):
+    files = {"MODEL": made_up / "my_model", "TEXTS": made_up / "my_texts", "STORE": tmp_path / "store"}
     commands = [
         shlex.split(line)
         for page in PAGES
@@ -52,6 +77,8 @@ def test_commands_run(tmp_path):
     assert len(commands) >= 4
     for command in commands:
         assert ":quick" in " ".join(command), "only quick configs are run by the tests"
+        parts = [word.partition("=") for word in command]
+        command = [f"{name}{equals}{files.get(value, value)}" for name, equals, value in parts]
         place = [f"--out={tmp_path / 'out'}"]
         if "--draw_only" not in command:
             place.append(f"--workdir={tmp_path / str(hash(tuple(command)))}")

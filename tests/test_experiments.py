@@ -51,7 +51,7 @@ LANGUAGE = {
     "passes": 16,
     "lm": {"batch": 4, "steps": 2, "log_every": 1, "recipe": {"warmup": 0}},
 }  # fmt: skip
-TINY |= {"one_layer": LANGUAGE}
+TINY |= {"one_layer": LANGUAGE, "scripts": {**LANGUAGE, "corpus": {"documents": 60}, "vocab": 300}}
 """Two steps of each experiment; a config that is not listed here fails the test below."""
 NOT_RUN = {"synth_benchmark:16k", "harvest:full", "sae:full"}
 """Configs for machines that we don't have, or for the user's own files: they have no figure."""

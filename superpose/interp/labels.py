@@ -36,7 +36,8 @@ class Best(NamedTuple):
         correlation: of the unit's value with the label, there; 0 where undefined.
         low, high: 95 % interval of f1 over documents.
         draws: [draws, L], f1 in each resampling, the same documents for all units: differences have intervals too.
-        tokens: [L], tokens with the label in that half.
+        tokens, share: [L], tokens with the label in that half, and their share of all; a detector that is always on
+            has F1 = 2 share / (1 + share).
     """
 
     unit: Int[np.ndarray, " L"]
@@ -51,6 +52,7 @@ class Best(NamedTuple):
     high: Float[np.ndarray, " L"]
     draws: Float[np.ndarray, "draws L"]
     tokens: Int[np.ndarray, " L"]
+    share: Float[np.ndarray, " L"]
 
 
 def first_half(documents: Any) -> np.ndarray:
@@ -175,7 +177,7 @@ def _best(unit, threshold, below, chosen_f1, t: Tables, draws: int, seed: int) -
     precision, recall, f1 = over(hits, fires), over(hits, carries), _f1(hits, fires, carries)
     return Best(
         unit, np.asarray(threshold), below, chosen_f1, precision, recall, f1, correlation, low, high, drawn,
-        carries.astype(np.int64),
+        carries.astype(np.int64), carries / t.tokens,
     )  # fmt: skip
 
 
