@@ -1,0 +1,176 @@
+"""Hugging Face folders: read whole or in shards, and refused with one sentence when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from superpose.lm import checkpoints
+from superpose.lm.checkpoints import ModelError
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def tensors():
+    rng = np.random.default_rng(0)
+    shapes = {"model.embed_tokens.weight": (24, 16), "model.norm.weight": (16,), "lm_head.weight": (24, 16)}
+    for i in range(2):
+        layer = f"model.layers.{i}"
+        shapes |= {
+            f"{layer}.self_attn.q_proj.weight": (16, 16), f"{layer}.self_attn.k_proj.weight": (8, 16),
+            f"{layer}.self_attn.v_proj.weight": (8, 16), f"{layer}.self_attn.o_proj.weight": (16, 16),
+            f"{layer}.mlp.gate_proj.weight": (32, 16), f"{layer}.mlp.up_proj.weight": (32, 16),
+            f"{layer}.mlp.down_proj.weight": (16, 32), f"{layer}.input_layernorm.weight": (16,),
+            f"{layer}.post_attention_layernorm.weight": (16,),
+        }  # fmt: skip
+    return {name: rng.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+
+
+def folder(place, config=None, change=lambda t: None, parts=1):
+    place.mkdir(exist_ok=True)
+    (place / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
+    held = tensors()
+    change(held)
+    names = list(held)
+    if parts == 1:
+        safetensors.numpy.save_file(held, place / "model.safetensors")
+        return place
+    where = {name: f"model-{i % parts}.safetensors" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        safetensors.numpy.save_file({n: held[n] for n in names if where[n] == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return place
+
+
+TOKENS = np.arange(12).reshape(2, 6)
+
+
+def test_one_file_and_many_and_bfloat16_hold_the_same_model(tmp_path):
+    want = checkpoints.read(folder(tmp_path / "one"))(TOKENS).logits
+    np.testing.assert_array_equal(checkpoints.read(folder(tmp_path / "many", parts=3))(TOKENS).logits, want)
+
+    def halve(held):
+        held.update({name: value.astype(ml_dtypes.bfloat16) for name, value in held.items()})
+
+    low = checkpoints.read(folder(tmp_path / "low", change=halve))(TOKENS).logits
+    assert 0 < np.abs(low - want).max() < 0.1 * np.abs(want).max()
+    small = checkpoints.read(tmp_path / "low", dtype="bfloat16")
+    assert checkpoints.weights(small)["blocks.0.attn.W_Q"].dtype == ml_dtypes.bfloat16
+
+
+def test_a_tied_head_may_be_there_or_not(tmp_path):
+    def tie(held):
+        held["lm_head.weight"] = held["model.embed_tokens.weight"]
+
+    a = checkpoints.read(folder(tmp_path / "a", {"tie_word_embeddings": True}, tie))
+    b = checkpoints.read(folder(tmp_path / "b", {"tie_word_embeddings": True}, lambda held: held.pop("lm_head.weight")))
+    np.testing.assert_array_equal(a(TOKENS).logits, b(TOKENS).logits)
+
+
+def drop(name):
+    return lambda held: held.pop(name)
+
+
+def put(name, value):
+    return lambda held: held.update({name: value})
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "said"),
+    [
+        ({}, drop(Q), r"layers\.1\.self_attn\.q_proj\.weight is missing"),
+        ({}, put("model.layers.7.mlp.up_proj.weight", np.zeros((2, 2), np.float32)), r"layers\.7.* not of a model"),
+        ({}, put(Q, np.zeros((12, 16), np.float32)), r"q_proj\.weight has shape \(12, 16\)"),
+        ({}, put(Q, np.zeros((16, 12), np.float32)), r"q_proj\.weight has shape \(16, 12\)"),
+        ({}, put("model.norm.weight", np.zeros(15, np.float32)), r"norm\.weight has shape \(15,\)"),
+        ({}, put(Q, np.full((16, 16), np.nan, np.float32)), "NaN or infinite"),
+        ({"model_type": "mamba"}, None, "the architecture 'mamba' of .* is unknown: known are gpt2"),
+        ({"hidden_act": "mish"}, None, "activation 'mish' is not known"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None, "rope scaling 'yarn' is not known"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, None, "does not say low_freq_factor"),
+        ({"num_key_value_heads": 3}, None, "must divide heads=4"),
+        ({"hidden_size": "big"}, None, "setting of the wrong kind"),
+        ({"quantization_config": {"bits": 4}}, None, "quantised"),
+        ({"num_hidden_layers": 3}, None, r"missing"),
+        ({"vocab_size": 25}, None, r"embed_tokens\.weight has shape \(24, 16\), and by config\.json W_E is \(25, 16\)"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said_in_one_sentence(config, change, said, tmp_path):
+    place = folder(tmp_path / "m", config, change or (lambda held: None))
+    with pytest.raises(ModelError, match=said) as error:
+        checkpoints.read(place)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_missing_doubled_and_hostile_files_are_refused(tmp_path):
+    place = folder(tmp_path / "m", parts=3)
+    file = place / "model-1.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ModelError, match="no whole safetensors"):
+        checkpoints.read(place)
+    file.write_bytes(b"\xff" * 8 + whole[8:])
+    with pytest.raises(ModelError, match="damaged or hostile"):
+        checkpoints.read(place)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"model-1\.safetensors is missing"):
+        checkpoints.read(place)
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    with pytest.raises(ModelError, match="refused"):
+        checkpoints.read(place)
+    index.write_text("{")
+    with pytest.raises(ModelError, match="is damaged"):
+        checkpoints.read(place)
+    index.unlink()
+    (place / "copy.safetensors").write_bytes((place / "model-0.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="in two files"):
+        checkpoints.read(place)
+    for path in place.glob("*.safetensors"):
+        path.unlink()
+    (place / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a pickle"):
+        checkpoints.read(place)
+    (place / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="no settings"):
+        checkpoints.read(place)
+
+
+SHARDED = """
+import sys, numpy as np, jax
+from jax.sharding import AxisType, Mesh
+from superpose.lm import checkpoints
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+model = checkpoints.read(sys.argv[1], mesh)
+tokens = np.arange(12).reshape(2, 6)
+np.save(sys.argv[2], jax.jit(lambda m, t: m(t).logits)(model, tokens))
+held = checkpoints.weights(model)
+assert held["blocks.0.mlp.W_in"].addressable_shards[0].data.shape == (16, 16)
+assert held["blocks.0.attn.W_Q"].addressable_shards[0].data.shape == (16, 2, 4)
+assert held["blocks.0.ln1.w"].addressable_shards[0].data.shape == (16,)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_split_over_devices_says_the_same(tmp_path):
+    place = folder(tmp_path / "m", parts=2)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent.parent), "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    command = [sys.executable, "-c", SHARDED, str(place), str(tmp_path / "logits.npy")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), checkpoints.read(place)(TOKENS).logits, atol=1e-5)
