@@ -63,10 +63,11 @@ def texts(c: Any, workdir: Path, tokenizer: text.Tokenizer | None = None, labels
     last = whole.documents % c.hold == c.hold - 1
     if last.all() or not last.any():
         raise ValueError(f"{found.name} has {len(whole.names)} documents, too few to hold out every {c.hold}th")
-    return Texts(found, found.digest(), tokenizer, _split(whole, ~last), _split(whole, last))
+    return Texts(found, found.digest(), tokenizer, split(whole, ~last), split(whole, last))
 
 
-def _split(whole: text.Contexts, chosen: np.ndarray) -> text.Contexts:
+def split(whole: text.Contexts, chosen: np.ndarray) -> text.Contexts:
+    """Some of the rows, their documents numbered from 0."""
     rows = whole.rows(chosen)
     kept, documents = np.unique(rows.documents, return_inverse=True)
     return rows._replace(documents=documents.astype(np.int32), names=tuple(whole.names[i] for i in kept))

@@ -1,5 +1,6 @@
 """SAEs of a language model's activations: trained on a stream, spliced into the model, held against labels."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from superpose.lm import sites
 from superpose.lm.transformer import Transformer
 from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
-from superpose.train.fit import Stream, fit
+from superpose.train.fit import Population, Stream, fit
 
 PARTS = ("loss", "delta", "kl", "recovered_zero", "recovered_mean", "kl_zero", "kl_mean")
 """What ``fidelity.Score`` holds, each as (value, low, high)."""
@@ -49,10 +50,22 @@ def stream(c: Any, model: Transformer, texts: Any, site: Any) -> Live:
     return Live(harvest(c, model, texts, texts.train, names), site, c.batch, seed=c.seed, contexts=c.generation)
 
 
+def _reading(population: Population, place: int) -> Population:
+    """The population, of whose batches the part at one place is read."""
+    loss = population.objective.loss
+
+    def read(params, state, batch, *rest):
+        return loss(params, state, batch[place], *rest)
+
+    return dataclasses.replace(population, objective=dataclasses.replace(population.objective, loss=read))
+
+
 def train(
     c: Any, source: Stream, made_of: dict[str, Any], key: jax.Array, workdir: Any, title: str
 ) -> tuple[dict[str, SAE], dict[str, Any]]:
-    """SAEs of several kinds or sizes, all on one stream: name -> what it is for inference, and the Results.
+    """SAEs of several kinds, sizes or sites, all on one stream: name -> what it is for inference, and the Results.
+
+    Where a batch holds several sites, the names are those of ``made_of``, in order, and each SAE reads its own.
 
     Args:
         c: batch, steps, log_every of the run.
@@ -61,9 +74,14 @@ def train(
     """
     check.whole(c, "steps", "log_every")
     place = source.get_state()
-    sample = np.asarray(next(source))
+    sample = next(source)
     source.set_state(place)
-    made = {name: kinds.kind(kind, sample.shape[1], c.steps, 1, sample) for name, kind in made_of.items()}
+    several = isinstance(sample, tuple)
+    made = {}
+    for i, (name, kind) in enumerate(made_of.items()):
+        x = np.asarray(sample[i] if several else sample)
+        one = kinds.kind(kind, x.shape[1], c.steps, 1, x)
+        made[name] = one._replace(population=_reading(one.population, i)) if several else one
     results = fit(
         {name: kind.population for name, kind in made.items()}, steps=c.steps, key=key, source=source, workdir=workdir,
         log_every=c.log_every, title=title,

@@ -148,6 +148,18 @@ def test_the_stories_model_is_harvested_with_its_tokenizer(tmp_path):
     assert arrays["written"] > 500
 
 
+@real
+@pytest.mark.ci
+def test_every_layer_of_the_stories_model_gets_its_sae(tmp_path):
+    arrays, claims = run("stories", tmp_path, **{"model": str(Path(DATA, "stories260K.bin"))})
+    held = {c.text.split(",")[0]: c.holds for c in claims}
+    assert held["cost in nats over that of as many principal components or values"]
+    assert arrays["l0"].shape == (5, 1)
+    for site in arrays["sites"]:
+        back = formats.read(tmp_path / "export" / str(site))
+        assert (back.metadata.site, back.arch.d_sae) == (site, 128)
+
+
 def test_token_frequencies_are_a_loss(folder):
     tokenizer = text.read_tokenizer(folder / "model")
     found = text.contexts(text.from_files(folder / "texts"), tokenizer, 32)
