@@ -64,6 +64,7 @@ def test_library_and_benchmarks_run_without_absl_and_ml_collections():
         "import sys\n"
         "sys.modules['ml_collections'] = sys.modules['absl.app'] = None  # optax itself imports absl.flags\n"
         "import superpose.train.fit, superpose.toy.models, superpose.sae.objective, superpose.plot\n"
+        "import superpose.lm.objective, superpose.interp.harvest, superpose.interp.fidelity, benchmarks.lm\n"
         "import benchmarks.toy, experiments.toy.phase_diagram\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -176,17 +176,17 @@ class Harvest:
         host, hosts = jax.process_index(), jax.process_count()
         writer = Writer(path, manifest, host)
         shards = range(-(-n // shard))
-        done = sum(i in writer.done for i in shards)
-        progress, task = bar("harvest", len(shards), done)
+        sizes = [min(n, (i + 1) * shard) - i * shard for i in shards]
+        done = sum(writer.done.get(i) == sizes[i] for i in shards)
+        progress, task = bar("harvest", len(shards), done, unit="shards")
         with progress:
             for number in shards:
-                if number in writer.done or number % hosts != host:
+                if writer.done.get(number) == sizes[number] or number % hosts != host:
                     continue
-                parts = list(self.rows(np.arange(number * shard, min(n, (number + 1) * shard))))
+                parts = list(self.rows(number * shard + np.arange(sizes[number])))
                 values = {site: np.concatenate([p.values[site] for p in parts]) for site in manifest.sites}
-                writer.write(
-                    number, Rows(values, *(np.concatenate([getattr(p, f) for p in parts]) for f in Rows._fields[1:]))
-                )
+                rows = Rows(values, *(np.concatenate([getattr(p, f) for p in parts]) for f in Rows._fields[1:]))
+                writer.write(number, rows, sizes[number])
                 progress.update(task, advance=1)
         if self.dropped:
             say(f"{self.dropped} tokens were left out for their norm")

@@ -155,7 +155,10 @@ def _sums(data: bytes, size: int) -> list[int]:
 
 
 class Writer:
-    """Adds shards to a store; ``done`` are those that are whole. Each host has a writer of its own shards.
+    """Adds shards to a store. Each host has a writer of its own shards.
+
+    ``done`` says of the shards that are there how many contexts each was made of: one of fewer than there are by now is
+    written again.
 
     Raises:
         StoreError: another store stands there: sites, dtype or facts differ.
@@ -180,10 +183,10 @@ class Writer:
             raise StoreError(f"{path} holds files that are no store: choose another folder")
         elif host == 0:
             self._place.write("manifest.json", json.dumps(said, indent=1).encode())
-        self.done = {int(n[:6]) for n in names if n[:6].isdigit() and n.endswith(".json")}
+        self.done = {number: about["contexts"] for number, about in _shards(self._place, path).items()}
 
-    def write(self, number: int, rows: Rows) -> None:
-        """Writes a shard; rows may be none.
+    def write(self, number: int, rows: Rows, contexts: int = 0) -> None:
+        """Writes a shard, made of so many contexts; rows may be none.
 
         Raises:
             StoreError: values of another width than the manifest says, or not finite.
@@ -205,9 +208,21 @@ class Writer:
             data = np.ascontiguousarray(values).view(np.uint8).tobytes()
             self._place.write(f"{name}/{_shard(number)}.bin", data)
             sums[name] = _sums(data, block * values.dtype.itemsize * values.shape[1])
-        about = {"rows": size, "sums": sums}
+        about = {"rows": size, "contexts": contexts, "sums": sums}
         self._place.write(f"{_shard(number)}.json", json.dumps(about).encode())
-        self.done.add(number)
+        self.done[number] = contexts
+
+
+def _shards(place: Any, path: Any) -> dict[int, dict[str, Any]]:
+    """What the json of every shard says, in order."""
+    out = {}
+    for number in sorted(int(n[:6]) for n in place.names() if n[:6].isdigit() and n.endswith(".json")):
+        try:
+            about = json.loads(place.read_all(f"{_shard(number)}.json"))
+            out[number] = {"rows": int(about["rows"]), "contexts": int(about["contexts"]), "sums": dict(about["sums"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"shard {number} of {path} is damaged: delete {_shard(number)}.json") from error
+    return out
 
 
 def _manifest(place: Any, path: Any) -> dict[str, Any]:
@@ -249,19 +264,10 @@ class Store:
         for name, value in (expect or {}).items():
             if said["facts"].get(name) != value:
                 raise StoreError(f"{path} has {name} = {said['facts'].get(name)!r}, and {value!r} was asked for")
-        numbers = sorted(int(n[:6]) for n in self._place.names() if n[:6].isdigit() and n.endswith(".json"))
-        self._shards: list[int] = []
-        self._sums: list[dict[str, list[int]]] = []
-        counts = []
-        for number in numbers:
-            try:
-                about = json.loads(self._place.read_all(f"{_shard(number)}.json"))
-                rows, sums = int(about["rows"]), about["sums"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"shard {number} of {path} is damaged: delete {_shard(number)}.json") from error
-            self._shards.append(number)
-            self._sums.append(sums)
-            counts.append(rows)
+        shards = _shards(self._place, path)
+        self._shards = list(shards)
+        self._sums = [about["sums"] for about in shards.values()]
+        counts = [about["rows"] for about in shards.values()]
         self._edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         block = self.manifest.block
         self._blocks = [(s, first) for s, n in enumerate(counts) for first in range(0, n, block)]

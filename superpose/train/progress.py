@@ -32,12 +32,18 @@ def json_line(record: dict) -> str:
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
     def render(self, task):
-        return Text(f"{task.speed:,.0f} steps/s" if task.speed else "compiling")
+        return Text(f"{task.speed:,.3g} {self.unit}/s" if task.speed else "compiling")
 
 
-def bar(title: str, total: int, done: int = 0, quiet: bool | None = None) -> tuple[Progress, TaskID]:
-    """A progress bar with loss, steps/s and time left; it draws nothing when stderr is no terminal.
+def bar(
+    title: str, total: int, done: int = 0, quiet: bool | None = None, unit: str = "steps"
+) -> tuple[Progress, TaskID]:
+    """A progress bar with loss (of steps), speed and time left; it draws nothing when stderr is no terminal.
 
     Returns:
         the ``rich`` progress (a context manager) and the id of its one task, with a ``loss`` field.
@@ -45,8 +51,8 @@ def bar(title: str, total: int, done: int = 0, quiet: bool | None = None) -> tup
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps  loss {task.fields[loss]}"),
-        _Speed(),
+        TextColumn("{task.completed}/{task.total} " + unit + ("  loss {task.fields[loss]}" if unit == "steps" else "")),
+        _Speed(unit),
         TimeRemainingColumn(),
         console=console,
         disable=(not sys.stderr.isatty()) if quiet is None else quiet,
