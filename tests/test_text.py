@@ -95,6 +95,13 @@ def test_tokenizer_files_are_read_and_refused(tmp_path, byte_level):
     back = text.read_tokenizer(tmp_path)
     assert (back.pieces, back.bos, back.eos) == (byte_level.pieces, 0, 0)
     assert back.digest() == byte_level.digest()
+    for said, bos, eos in (({"bos_token": None, "eos_token": {"content": "<|endoftext|>"}}, None, 0), ({}, None, None)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+        assert (text.read_tokenizer(tmp_path).bos, text.read_tokenizer(tmp_path).eos) == (bos, eos)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(TextError, match="is damaged"):
+        text.read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "bad.bin").write_bytes(b"\x01" * 40)
     for name, said in {

@@ -8,7 +8,7 @@ its characters does (of a character that is split over several tokens, each of t
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,6 +260,8 @@ def tokenizer(backend: tokenizers.Tokenizer) -> Tokenizer:
 def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
     """A tokenizer.json, a folder that holds one, or a llama2.c tokenizer (.bin).
 
+    BOS and EOS are those that a tokenizer_config.json beside it names; without one, those of the usual names.
+
     Args:
         path: file or folder.
         vocab: size of the model's vocabulary; it may be larger (padded), never smaller.
@@ -278,9 +280,24 @@ def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
             found = tokenizer(tokenizers.Tokenizer.from_file(str(place)))
         except Exception as error:  # the library raises plain Exceptions
             raise TextError(f"{place} is no tokenizer ({str(error)[:100]}): copy it again") from error
+    beside = place.with_name("tokenizer_config.json")
+    if place.suffix != ".bin" and beside.exists():
+        found = _with_names(found, beside)
     if vocab is not None and found.vocab > vocab:
         raise TextError(f"{place} has {found.vocab} tokens and the model {vocab}: they don't belong together")
     return found
+
+
+def _with_names(found: Tokenizer, beside: Path) -> Tokenizer:
+    """BOS and EOS as a folder's tokenizer_config.json names them; Qwen, for one, has no BOS."""
+    try:
+        said = json.loads(beside.read_text())
+        names = [said.get(key) for key in ("bos_token", "eos_token")]
+    except (OSError, ValueError, AttributeError) as error:
+        raise TextError(f"{beside} is damaged ({str(error)[:100]}): copy it again") from error
+    names = [name.get("content") if isinstance(name, dict) else name for name in names]
+    bos, eos = (found.backend.token_to_id(name) if isinstance(name, str) else None for name in names)
+    return replace(found, bos=bos, eos=eos)
 
 
 def _llama2c(path: Path) -> Tokenizer:
