@@ -232,9 +232,8 @@ def rotate(x: Float[Array, "B T heads d"], positions: Int[Array, "B T"], rotary:
     """Turns dimension i of the first half against i of the second by position times frequency.
 
     >>> x = jnp.ones((1, 2, 1, 2))
-    >>> print(rotate(x, jnp.array([[0, 1]]), Rotary()).round(2)[0, :, 0])  # by 0 and by 1 radian
-    [[ 1.    1.  ]
-     [-0.3   1.38]]
+    >>> np.round(rotate(x, jnp.array([[0, 1]]), Rotary())[0, :, 0], 2).tolist()  # by 0 and by 1 radian
+    [[1.0, 1.0], [-0.30, 1.38]]
     """
     angle = positions[..., None].astype(jnp.float32) * rotary.frequencies(x.shape[-1])
     cos, sin = jnp.cos(angle)[:, :, None].astype(x.dtype), jnp.sin(angle)[:, :, None].astype(x.dtype)
