@@ -201,7 +201,7 @@ def detectors(
         best = labels.best_units(_labelled(c, model, texts, site, unit), sides=name in sides)
         out |= {f"{name}_{part}": getattr(best, part) for part in DETECTOR}
     best = labels.by_token(_labelled(c, model, texts, site, None), texts.tokenizer.vocab)
-    return out | {f"token_{part}": getattr(best, part) for part in DETECTOR}
+    return out | {f"token_{part}": getattr(best, part) for part in DETECTOR if part != "draws"}
 
 
 class Study(NamedTuple):
@@ -248,7 +248,7 @@ def study(config: Any, key: jax.Array, workdir: Any) -> Study:
         config, source, {"control": made_of[names[-1]]}, other_key, workdir / "control", "SAE of an untrained model"
     )
     found = detectors(config, untrained, texts, config.site, {"control": control["control"]})
-    out |= {k: v for k, v in found.items() if k.startswith("control_")}
+    out |= {k: v for k, v in found.items() if k.startswith("control_") and k != "control_draws"}
     out |= {
         "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "names": np.array(names),
         "written": np.array(language.sample(model, texts, text_key)),
