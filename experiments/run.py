@@ -249,6 +249,7 @@ def main(argv) -> int:
         )
         return 1
     finally:  # all is written: a signal that comes while Python shuts down ends it, and says no more
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
 
@@ -290,9 +291,24 @@ def _interrupt(signum, frame):
     raise KeyboardInterrupt(signum)
 
 
-def cli() -> None:
+def _listen() -> None:
+    """A stop raises KeyboardInterrupt; one that arrives inside a finaliser, where Python would drop it, comes again."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
+    reported = sys.unraisablehook
+
+    def unraisable(dropped):
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            return reported(dropped)
+        number = dropped.exc_value.args[0] if dropped.exc_value.args else signal.SIGINT
+        signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+    sys.unraisablehook = unraisable
+
+
+def cli() -> None:
+    _listen()
     # one CPU device per core: populations of small models spread over devices, not inside one matrix product
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -481,6 +481,30 @@ def test_a_stop_at_any_moment_is_one_sentence(signum, tmp_path):
     assert first == second
 
 
+def test_a_stop_inside_a_finaliser_is_not_dropped():
+    code = """
+import os, signal, time
+from experiments import run
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+run._listen()
+freed = Freed()
+try:
+    del freed
+    time.sleep(30)
+except KeyboardInterrupt as stop:
+    print("stopped by", stop.args[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["stopped", "by", str(int(signal.SIGTERM))]
+    assert not done.stderr
+
+
 def test_a_foreign_folder_is_not_taken_for_a_work_directory(tmp_path):
     run = importlib.import_module("experiments.run")
     (tmp_path / "thesis.tex").write_text("years of work")
