@@ -125,11 +125,13 @@ def unigram(texts: Texts) -> float:
     return float(-np.log(count / count.sum())[ahead].mean())
 
 
-def sample(model: Transformer, texts: Texts, key: jax.Array, tokens: int = 60, rows: int = 3) -> list[str]:
+def sample(
+    model: Transformer, texts: Texts, key: jax.Array, tokens: int = 60, rows: int = 3, temperature: float = 0.8
+) -> list[str]:
     """Some text that the model writes after the beginning of a document."""
     first = texts.tokenizer.bos or 0
     steps = min(tokens, model.config.context - 1)
-    made = jax.jit(lambda m, k: generate(m, np.full((rows, 1), first), steps, k, temperature=0.8))(model, key)
+    made = jax.jit(lambda m, k: generate(m, np.full((rows, 1), first), steps, k, temperature=temperature))(model, key)
     return [texts.tokenizer.decode(row) for row in np.asarray(made)]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import check, kinds, language
+from experiments.ledger import Claim
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import sites
@@ -217,8 +218,8 @@ class Study(NamedTuple):
 def study(config: Any, key: jax.Array, workdir: Any) -> Study:
     """Trains a language model and SAEs of ``config.widths`` on its ``config.site``, and scores them on held-out text.
 
-    ``arrays`` has the model's losses, ``scores``, ``spliced``, and as a control ``control_*``, the detectors of an SAE
-    of the widest size on a model that has learnt nothing. Model and SAEs stay in the work directory.
+    ``arrays`` has the model's losses, ``scores``, ``spliced``, and as a control ``control_*``, fidelity and detectors
+    of an SAE of the widest size on a model that has learnt nothing. Model and SAEs stay in the work directory.
     """
     check.whole(config, "widths")
     if len(set(config.widths)) < 2:
@@ -247,14 +248,32 @@ def study(config: Any, key: jax.Array, workdir: Any) -> Study:
     control, _ = train(
         config, source, {"control": made_of[names[-1]]}, other_key, workdir / "control", "SAE of an untrained model"
     )
-    found = detectors(config, untrained, texts, config.site, {"control": control["control"]})
+    found = detectors(config, untrained, texts, config.site, control)
     out |= {k: v for k, v in found.items() if k.startswith("control_") and k != "control_draws"}
+    l0 = float(scores(config, untrained, texts, config.site, control)["l0"][0])
+    out |= {f"control_{k}": v for k, v in spliced(config, untrained, texts, config.site, control, l0).items()}
     out |= {
         "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "names": np.array(names),
         "written": np.array(language.sample(model, texts, text_key)),
         "sizes": np.array([texts.train.lengths.sum(), texts.held.lengths.sum(), len(texts.train.names)]),
     }  # fmt: skip
     return Study(texts, model, saes, names, out)
+
+
+def beside_untrained(results: dict[str, Any]) -> Claim:
+    """What the widest SAE recovers, beside that of an untrained model's SAE in its own model."""
+
+    def of(prefix, part, name):
+        return float(results[f"{prefix}{part}"][list(results[f"{prefix}names"]).index(name)][0])
+
+    widest = str(results["names"][-1])
+    trained, other = of("fidelity_", "kl_zero", widest), of("control_fidelity_", "kl_zero", "control")
+    cost = of("control_fidelity_", "delta", "zero")
+    return Claim(
+        f"KL recovered of zero ablation: {widest} less an untrained model's SAE in that model",
+        "control (arXiv 2501.17727): reported", [-1.0, 1.0], trained - other, 0.0, "in",
+        note=f"{trained:.3f} and {other:.3f}; in the untrained model zero ablation costs {cost:+.3f} nats",
+    )  # fmt: skip
 
 
 def by_bin(

@@ -100,3 +100,10 @@ def test_links_point_at_files():
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_named_tests_exist():
+    tests = "".join(page.read_text() for page in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named
+    assert not [name for name in named if f"def {name}(" not in tests]

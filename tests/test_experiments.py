@@ -51,12 +51,16 @@ LANGUAGE = {
     "passes": 16,
     "lm": {"batch": 4, "steps": 2, "log_every": 1, "recipe": {"warmup": 0}},
 }  # fmt: skip
-TINY |= {"one_layer": LANGUAGE, "scripts": {**LANGUAGE, "corpus": {"documents": 60}, "vocab": 300}}
+TINY |= {
+    "one_layer": LANGUAGE,
+    "scripts": {**LANGUAGE, "corpus": {"documents": 60}, "vocab": 300},
+    "small": {k: v for k, v in LANGUAGE.items() if k in ("corpus", "vocab", "context", "hold", "judged", "lm")},
+}
 """Two steps of each experiment; a config that is not listed here fails the test below."""
-NOT_RUN = {"synth_benchmark:16k", "harvest:full", "sae:full", "scripts:full", "stories:full"}
-"""Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
-FILES = {"harvest", "sae", "stories"}
+FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories"}
 """Configs that need files: tests/test_language.py runs them."""
+NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"})}
+"""Configs for a machine that we don't have or for the user's own files: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
     "absorption": {"magnitudes vary: absorption is partial (gap of the best seed)"},
@@ -123,6 +127,7 @@ QUICK = [
       for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
       for name in ("absorption", "hedging", "matryoshka_tree", "recovery", "toy_to_sae")),
+    pytest.param("lm.small", marks=pytest.mark.ci),
 ]  # fmt: skip
 
 

@@ -96,18 +96,18 @@ def test_saes_are_trained_exported_and_spliced_in(folder, store, tmp_path):
 
 
 def test_transcoders_and_crosscoders(folder, store, tmp_path):
-    plain = {"kind.center": False, "kind.scale": "none", "kind.centre": "zero"}
     corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
+    across = {"reads": "mlp_in.1", "sites": ("mlp_out.1",)}
     (tmp_path / "t").mkdir()
-    arrays, _ = run("sae", tmp_path / "t", store=str(store[1]), reads="mlp_in.1", sites=("mlp_out.1",), **plain,
-                    **corpus, **SMALL)  # fmt: skip
+    arrays, _ = run("sae_transcoder", tmp_path / "t", store=str(store[1]), **across, **corpus, **SMALL)
     assert "SAE 0" in list(arrays["fidelity_names"])
     with pytest.raises(ValueError, match=r"leave kind\.scale=none"):
-        run("sae", tmp_path, store=str(store[1]), reads="mlp_in.1", sites=("mlp_out.1",), **SMALL)
+        run("sae", tmp_path, store=str(store[1]), **across, **SMALL)
     (tmp_path / "c").mkdir()
-    arrays, _ = run("sae", tmp_path / "c", store=str(store[1]), sites=("resid_post.0", "resid_post.1"),
-                    **{"kind.decoder": "free"}, **SMALL)  # fmt: skip
+    arrays, _ = run("sae_crosscoder", tmp_path / "c", store=str(store[1]), **SMALL)
     assert (arrays["explained_variance"] > 0).all()
+    with pytest.raises(ValueError, match=r"has no site 'mlp_post\.0'"):
+        run("sae_mlp", tmp_path, store=str(store[1]), **SMALL)
 
 
 def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):

@@ -99,6 +99,7 @@ def test_inference_says_what_training_said(of_each_kind, kind):
     sae, x = SAE(plain, params), rows(4096)
     acts = sae.encode(x)
     np.testing.assert_allclose(sae.encode(x[:3]), acts[:3], atol=1e-5)  # no row looks at another
+    np.testing.assert_allclose(sae.encode(x.reshape(64, 64, -1)), acts.reshape(64, 64, -1), atol=1e-5)
     fresh = Sampler(lambda key: x, shared=True)
     pop = population(arch, KINDS[kind][1], {"seed": np.arange(1)}, Recipe(steps=1))
     judged = evaluate(pop, result.params, result.state, key=KEY, source=fresh, mesh=None)

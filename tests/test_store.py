@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -310,6 +311,44 @@ def test_a_killed_harvest_goes_on_without_a_lost_or_doubled_row(tmp_path):
     for path in sorted((tmp_path / "whole").rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+HOST = """
+import sys
+import jax
+jax.distributed.initialize("127.0.0.1:{port}", num_processes=2, process_id=int(sys.argv[1]))
+sys.path.insert(0, {tests!r})
+from test_store import FACTS, run, texts
+from superpose.interp.harvest import Harvest
+from superpose.interp.store import Store
+t = texts(50)
+Harvest(run(), t, batch=4).save({path!r}, FACTS, dtype="float32", shard=4, block=8)
+print(len(Store({path!r})))
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_make_the_store_of_one(tmp_path):
+    t = texts(50)
+    Harvest(run(), t, batch=4).save(tmp_path / "one", FACTS, dtype="float32", shard=4, block=8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = HOST.format(port=port, tests=str(Path(__file__).parent), path=str(tmp_path / "two"))
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    for host in hosts:
+        out, err = host.communicate(timeout=120)
+        assert host.returncode == 0, err
+        assert int(out.split()[-1]) == t.lengths.sum()  # none returns before the other's shards are there
+    files = [p for p in sorted((tmp_path / "one").rglob("*")) if p.is_file()]
+    assert len(list((tmp_path / "one").glob("0*.json"))) == 13
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
 def test_more_contexts_are_appended(tmp_path):

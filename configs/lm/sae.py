@@ -2,8 +2,7 @@
 
 Command: python -m experiments.run --config=configs/lm/sae.py --config.store=STORE
 With --config.model=FOLDER --config.corpus.path=TEXTS the SAEs are spliced into the model: give texts that were not
-harvested. A transcoder: --config.reads=mlp_in.0 --config.sites="('mlp_out.0',)" --config.kind.center=False
---config.kind.scale=none --config.kind.centre=zero. A crosscoder: several names in sites, --config.kind.decoder=free.
+harvested. sae_mlp.py, sae_transcoder.py and sae_crosscoder.py are the same for other sites.
 """
 
 from ml_collections import ConfigDict

@@ -138,6 +138,7 @@ def claims(results, config):
               float(correlation.mean()), 0.0, ">="),
         Claim("F1 of the best latent less that of an SAE of an untrained model, mean over labels",
               "control (arXiv 2501.17727)", 0.0, float((f1["latent"] - f1["control"]).mean()), 0.0, ">="),
+        latents.beside_untrained(results),
         Claim("labels whose best latent is above the best set of token ids (share): what the context adds",
               "reported", [0.0, 1.0], float((f1["latent"] > f1["token"]).mean()), 0.0, "in"),
     ]  # fmt: skip

@@ -106,7 +106,7 @@ def claims(results, config):
             Claim(f"{name}: F1 of the best latent less that of an SAE of an untrained model", "control (arXiv "
                   "2501.17727)", 0.0, f1 - others["control"], 0.0, ">="),
         ]  # fmt: skip
-    return out
+    return [*out, latents.beside_untrained(results)]
 
 
 def _rank_correlation(values):

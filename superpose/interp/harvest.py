@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -158,6 +159,9 @@ class Harvest:
     ) -> None:
         """Writes a store, or goes on with one that was stopped, from the first shard that is not whole.
 
+        Under ``jax.distributed`` each host makes every so-manieth shard with its own devices, into a place that all
+        of them reach, and returns when all are done.
+
         Args:
             path: see ``store.Writer``.
             facts: what the rows are of: model, corpus, tokenizer; what is known here (context, choice) is added.
@@ -174,7 +178,7 @@ class Harvest:
                  "outlier": c.outlier}  # fmt: skip
         manifest = Manifest(self.widths(), dtype, block, {**facts, **known})
         host, hosts = jax.process_index(), jax.process_count()
-        writer = Writer(path, manifest, host)
+        writer = Writer(path, manifest)
         shards = range(-(-n // shard))
         sizes = [min(n, (i + 1) * shard) - i * shard for i in shards]
         done = sum(writer.done.get(i) == sizes[i] for i in shards)
@@ -188,6 +192,8 @@ class Harvest:
                 rows = Rows(values, *(np.concatenate([getattr(p, f) for p in parts]) for f in Rows._fields[1:]))
                 writer.write(number, rows, sizes[number])
                 progress.update(task, advance=1)
+        if hosts > 1:
+            multihost_utils.sync_global_devices("harvest")
         if self.dropped:
             say(f"{self.dropped} tokens were left out for their norm")
 

@@ -155,7 +155,7 @@ def _sums(data: bytes, size: int) -> list[int]:
 
 
 class Writer:
-    """Adds shards to a store. Each host has a writer of its own shards.
+    """Adds shards to a store. Several hosts may write at once, each shards of its own.
 
     ``done`` says of the shards that are there how many contexts each was made of: one of fewer than there are by now is
     written again.
@@ -164,7 +164,7 @@ class Writer:
         StoreError: another store stands there: sites, dtype or facts differ.
     """
 
-    def __init__(self, path: str | Path, manifest: Manifest, host: int = 0):
+    def __init__(self, path: str | Path, manifest: Manifest):
         self.path, self.manifest = str(path), manifest
         self._place = _place(path)
         said = manifest.as_json()
@@ -181,7 +181,7 @@ class Writer:
                 )
         elif names:
             raise StoreError(f"{path} holds files that are no store: choose another folder")
-        elif host == 0:
+        else:  # each of several hosts writes the same bytes
             self._place.write("manifest.json", json.dumps(said, indent=1).encode())
         self.done = {number: about["contexts"] for number, about in _shards(self._place, path).items()}
 

@@ -83,19 +83,33 @@ class Batches:
         return {"tokens": self.tokens[chosen], "mask": self.mask[chosen]}
 
 
-def mean_loss(model: Transformer, contexts: Any, batch: int = 32) -> float:
-    """Mean next-token loss in nats over all contexts."""
-    total, count = 0.0, 0
+def losses(model: Transformer, contexts: Any, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Next-token losses in nats, summed over contexts, and how many they are, by place in the context.
+
+    Args:
+        model: read as it is.
+        contexts: ``text.Contexts`` of C tokens.
+        batch: contexts at once.
+
+    Returns:
+        two arrays [C - 1]: what is predicted at place t is token t + 1.
+    """
+    total = np.zeros((2, contexts.tokens.shape[1] - 1))
     for i in range(0, len(contexts.tokens), batch):
         tokens, mask = contexts.tokens[i : i + batch], contexts.mask[i : i + batch]
         missing = batch - len(tokens)
         tokens, mask = np.pad(tokens, ((0, missing), (0, 0))), np.pad(mask, ((0, missing), (0, 0)))
-        s, n = _sum_loss(model, tokens, mask)
-        total, count = total + float(s), count + int(n)
-    return total / max(count, 1)
+        total += np.asarray(_sum_losses(model, tokens, mask), np.float64)
+    return total[0], total[1]
+
+
+def mean_loss(model: Transformer, contexts: Any, batch: int = 32) -> float:
+    """Mean next-token loss in nats over all contexts."""
+    total, count = losses(model, contexts, batch)
+    return float(total.sum() / max(count.sum(), 1))
 
 
 @jax.jit
-def _sum_loss(model, tokens, mask):
+def _sum_losses(model, tokens, mask):
     nll, counts = next_token_loss(model(tokens).logits, tokens, mask)
-    return jnp.sum(nll * counts), jnp.sum(counts)
+    return jnp.stack([jnp.sum(nll * counts, 0), jnp.sum(counts, 0).astype(nll.dtype)])

@@ -1,0 +1,92 @@
+"""A language model of a few layers on any corpus: what it has learnt, whether it uses its context, what it writes."""
+
+import textwrap
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check, language
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.lm import objective
+
+
+def run(config, key, workdir):
+    """Losses while training and on held-out text, by place in the context, and samples."""
+    check.whole(config, "written")
+    lm_key, text_key = jax.random.split(key)
+    texts = language.texts(config, workdir)
+    model, out = language.trained(config, texts, lm_key, workdir)
+    total, count = objective.losses(model, language.judged(config, texts))
+    written = language.sample(
+        model, texts, text_key, tokens=config.context - 1, rows=config.written, temperature=config.temperature
+    )
+    return out | {
+        "by_place": total / np.maximum(count, 1), "places": count, "written": np.array(written),
+        "sizes": np.array([texts.train.lengths.sum(), texts.held.lengths.sum(), len(texts.train.names)]),
+        "corpus": np.array(texts.corpus.name), "digest": np.array(texts.digest),
+    }  # fmt: skip
+
+
+def _between(results, low, high):
+    """Mean loss over the places from ``low`` to ``high``, as shares of the context."""
+    n = len(results["places"])
+    part = slice(int(low * n), max(int(high * n), int(low * n) + 1))
+    weight = results["places"][part]
+    return float((results["by_place"][part] * weight).sum() / max(weight.sum(), 1))
+
+
+def draw(results, config):
+    """Loss by step; loss by place in the context; samples."""
+    figure = plt.figure(figsize=(13.5, 9), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[1, 1.15])
+    left, right, below = (figure.add_subplot(grid[at]) for at in ((0, 0), (0, 1), (1, slice(None))))
+    left.plot(results["lm_steps"], results["lm_loss"], color="#3f6fb5", lw=1.4, label="training text")
+    for name, at, colour in (
+        ("held-out text", "lm_held", "#c4462f"), ("token frequencies", "unigram", "0.4"),
+        ("before training", "lm_untrained", "0.7"),
+    ):  # fmt: skip
+        left.axhline(float(results[at]), color=colour, lw=1, ls="--", label=f"{name}: {float(results[at]):.2f}")
+    left.set(xlabel="step", ylabel="loss (nats per token)", title="training", ylim=(0, None))
+    right.plot(np.arange(1, len(results["by_place"]) + 1), results["by_place"], color="#3f6fb5", lw=1.1)
+    right.axhline(float(results["unigram"]), color="0.4", lw=1, ls="--", label="token frequencies")
+    right.set(xlabel="tokens before", ylabel="loss (nats)", title="held-out loss by place in the context", xscale="log",
+              ylim=(0, None))  # fmt: skip
+    for ax in (left, right):
+        ax.legend(fontsize=8, frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_facecolor(plot.GROUND)
+    columns = max(1, len(results["written"]))
+    for i, text in enumerate(results["written"]):
+        below.text(
+            i / columns, 1, _page(str(text), 132 // columns, 22), family="monospace", fontsize=7, va="top",
+            transform=below.transAxes, parse_math=False,
+        )  # fmt: skip
+    below.set_axis_off()
+    below.set_title(f"what it writes (temperature {config.temperature})", loc="left")
+    figure.suptitle(
+        f"{config.model.layers}-layer transformer, d_model {config.model.d_model}; {results['sizes'][0] / 1e6:.1f} M "
+        f"tokens of {results['corpus']} (digest {results['digest']})", fontsize=12,
+    )  # fmt: skip
+    return {"": figure}
+
+
+def _page(text, width, lines):
+    """A text cut to a column; signs that the font can't show stand as dots."""
+    clean = "".join(c if c.isprintable() or c == "\n" else "." for c in text.expandtabs(4))
+    folded = [part for line in clean.splitlines() for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
+    return "\n".join(folded[:lines])
+
+
+def claims(results, config):
+    """It has learnt, it uses its context, and it is not the training text alone that it knows."""
+    early, late = _between(results, 0.125, 0.25), _between(results, 0.75, 1.0)
+    return [
+        Claim("held-out loss below that of token frequencies (nats)", "sanity", 1.0,
+              float(results["unigram"] - results["lm_held"]), 0.0, ">="),
+        Claim("loss in the last quarter of a context less that in its second eighth (nats)",
+              "in-context learning (Olsson et al. 2022)", 0.0, late - early, 0.0, "<="),
+        Claim("held-out loss over the last training loss", "reported", [0.9, 2.0],
+              float(results["lm_held"] / results["lm_loss"][-1]), 0.0, "in"),
+    ]  # fmt: skip
