@@ -79,7 +79,7 @@ def configs():
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                many = path.stem in ("pareto", "synth_benchmark")  # kinds of SAEs that are to be compiled
+                many = path.stem in ("pareto", "synth_benchmark", "one_layer", "scripts")  # of what is to be compiled
                 slow = path.parent.name in ("sae", "lm") and (variant != "quick" or many)
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
