@@ -30,8 +30,6 @@ from superpose.interp.store import Manifest, Rows, Shuffled, Store, Writer
 from superpose.lm import checkpoints, sites
 
 HERE = Path(__file__).parent
-ASKED = 2.0
-"""Least ratio of harvests."""
 CONTEXTS, BATCH = 256, 32
 D, F, ROWS = 512, 4096, 2048
 
@@ -41,6 +39,15 @@ def texts(vocab: int, contexts: int) -> Texts:
     full = np.full(contexts, CONTEXT, np.int32)
     numbers = np.arange(contexts, dtype=np.int32)
     return Texts(rng.integers(0, vocab, (contexts, CONTEXT)).astype(np.int32), full, numbers, 0 * numbers)
+
+
+def products(name: str) -> float:
+    """Floating-point operations per token of the matrix products up to the site, attention over the whole context."""
+    values, site = MODELS[name]
+    d, wide = values["n_embd"], values.get("n_inner", 4 * values["n_embd"])
+    attention, up, down = 8 * d * d + 4 * CONTEXT * d, 2 * d * wide, 2 * d * wide
+    layers = int(site.split(".")[1]) + 1
+    return layers * (attention + up + down) - (down if site.startswith("mlp_post") else 0)
 
 
 def harvest(folder: Path, name: str) -> dict[str, float]:
@@ -112,6 +119,8 @@ def main() -> int:
               for n in MODELS}  # fmt: skip
     ratios |= {f"{n}: the same, matrix rates divided out": median[f"{n} ours"] / median[f"{n} transformers"] / faster
                for n in MODELS}  # fmt: skip
+    ratios |= {f"{n}: share of its own matrix rate, {who}": median[f"{n} {who}"] * products(n) / median[rate] / 1e9
+               for n in MODELS for who, rate in (("ours", "jax GF/s"), ("transformers", "torch GF/s"))}  # fmt: skip
     ratios |= {f"store {n} / what an SAE (d=512, F=4096, TopK) consumes (> 1)": median[f"store {n}"] / median["SAE"]
                for n in ("write", "read")}  # fmt: skip
     about: dict[str, Any] = {

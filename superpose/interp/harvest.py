@@ -68,6 +68,23 @@ def data_mesh() -> Mesh | None:
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
 
 
+def _parts(values: jax.Array) -> list[np.ndarray]:
+    """What each device of this process holds of [B, T, d], in order of B, without a copy where devices allow it."""
+    shards = [shard for shard in values.addressable_shards if shard.replica_id == 0]
+    return [np.asarray(shard.data) for shard in sorted(shards, key=lambda shard: shard.index[0].start or 0)]
+
+
+def _kept(parts: Sequence[np.ndarray], keep: np.ndarray) -> np.ndarray:
+    """Rows [n, d] of the tokens that are kept, copied once; the parts may go on beyond ``keep`` [contexts, T]."""
+    out, first, at = np.empty((keep.sum(), parts[0].shape[-1]), parts[0].dtype), 0, 0
+    for part in parts:
+        chosen = np.flatnonzero(keep[first : first + len(part)])
+        end = at + len(chosen)
+        np.take(part.reshape(-1, part.shape[-1]), chosen, axis=0, out=out[at:end], mode="clip")
+        first, at = first + len(part), end
+    return out
+
+
 class Harvest:
     """Passes over contexts.
 
@@ -103,22 +120,22 @@ class Harvest:
         tokens = texts.tokens[chosen]
         place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         keep = (place < texts.lengths[chosen][:, None]) & (place >= c.first) & ~np.isin(tokens, c.special)
-        host = {}
         for site, values in found.items():
-            values = np.asarray(jax.device_get(values))
             if values.ndim != 3 or values.shape[:2] != (self.batch, tokens.shape[1]):
                 raise ValueError(f"{site} must be [B, T, d] = ({self.batch}, {tokens.shape[1]}, d), got {values.shape}")
-            host[site] = values[: len(chosen)]
+        host = {site: _parts(values) for site, values in found.items()}
         if c.outlier is not None:
             before = keep.sum()
-            for values in host.values():
-                norms = np.linalg.norm(values.astype(np.float32), axis=-1)
+            for parts in host.values():
+                norms = np.concatenate([np.linalg.norm(part.astype(np.float32), axis=-1) for part in parts])[
+                    : len(keep)
+                ]
                 if keep.any():
                     keep = keep & (norms <= c.outlier * np.median(norms[keep]))
             self.dropped += int(before - keep.sum())
         documents = np.broadcast_to(texts.documents[chosen][:, None], tokens.shape)
         positions = texts.starts[chosen][:, None] + place
-        return Rows({s: v[keep] for s, v in host.items()}, tokens[keep], documents[keep], positions[keep])
+        return Rows({s: _kept(v, keep) for s, v in host.items()}, tokens[keep], documents[keep], positions[keep])
 
     def widths(self) -> dict[str, int]:
         """Site -> d, without computing anything."""
