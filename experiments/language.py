@@ -117,6 +117,12 @@ def trained(c: Any, texts: Texts, key: jax.Array, workdir: Path) -> tuple[Transf
     return model, losses
 
 
+def levels(results: dict[str, Any]) -> dict[str, float]:
+    """What a training loss is compared with, of what ``trained`` found."""
+    said = {"held-out text": "lm_held", "token frequencies": "unigram", "before training": "lm_untrained"}
+    return {name: float(results[key]) for name, key in said.items()}
+
+
 def unigram(texts: Texts) -> float:
     """Loss on held-out text of the token frequencies of the training text (each counted once more), in nats."""
     count = np.ones(texts.tokenizer.vocab)

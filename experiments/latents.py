@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from matplotlib.axes import Axes
 
 from experiments import check, kinds, language
 from experiments.ledger import Claim
+from superpose import plot
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import sites
@@ -258,6 +260,16 @@ def study(config: Any, key: jax.Array, workdir: Any) -> Study:
         "sizes": np.array([texts.train.lengths.sum(), texts.held.lengths.sum(), len(texts.train.names)]),
     }  # fmt: skip
     return Study(texts, model, saes, names, out)
+
+
+def recovered_bars(ax: Axes, results: dict[str, Any], names: Sequence[str]) -> None:
+    """Cross-entropy recovered of zero and of mean ablation, of what was spliced in, and below what each costs."""
+    at = [list(results["fidelity_names"]).index(name) for name in names]
+    costs = results["fidelity_delta"][at, 0]
+    plot.interval_bars(ax, [f"{n}\n{d:+.3f} nats" for n, d in zip(names, costs, strict=True)], {
+        "of zero ablation": (results["fidelity_recovered_zero"][at], "#3f6fb5"),
+        "of mean ablation": (results["fidelity_recovered_mean"][at], "#e08a3c"),
+    })  # fmt: skip
 
 
 def beside_untrained(results: dict[str, Any]) -> Claim:

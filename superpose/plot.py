@@ -1,6 +1,6 @@
 """Arrays -> axes, in the colours and layouts of the papers; no arithmetic beyond layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -187,3 +187,34 @@ def names(ax: Axes, x: np.ndarray, y: np.ndarray, texts: Sequence[str]) -> None:
             texts[i], (x[i], y[i]), (x[i] + 0.03, last), fontsize=7, va="center",
             arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5},
         )  # fmt: skip
+
+
+def plain(axes: Iterable[Axes]) -> None:
+    """The ground of every picture, and no frame above and to the right."""
+    for ax in axes:
+        ax.set_facecolor(GROUND)
+        ax.spines[["top", "right"]].set_visible(False)
+
+
+def interval_bars(ax: Axes, kinds: Sequence[str], groups: Mapping[str, tuple[np.ndarray, str]]) -> None:
+    """Bars side by side for each kind, with intervals.
+
+    Args:
+        kinds: what stands below them.
+        groups: what the legend says -> values [kinds, 3] as (value, low, high), and their colour.
+    """
+    x, width = np.arange(len(kinds)), 0.8 / len(groups)
+    for i, (label, (values, colour)) in enumerate(groups.items()):
+        place = x + width * (i - (len(groups) - 1) / 2)
+        ax.bar(place, values[:, 0], 0.95 * width, color=colour, alpha=0.8, label=label)
+        ax.errorbar(place, values[:, 0], np.abs(values[:, 1:].T - values[:, 0]), fmt="none", color="0.2", lw=0.8)
+    ax.set_xticks(x, kinds, fontsize=8)
+
+
+def training_line(ax: Axes, steps: np.ndarray, loss: np.ndarray, levels: Mapping[str, float]) -> None:
+    """The loss of a language model by step, and levels to compare it with, their values in the legend."""
+    ax.plot(steps, loss, color="#3f6fb5", lw=1.4, label="training text")
+    for (name, level), colour in zip(levels.items(), ("#c4462f", "0.4", "0.7"), strict=False):
+        ax.axhline(level, color=colour, lw=1, ls="--", label=f"{name}: {level:.2f}")
+    ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+    ax.legend(fontsize=8, frameon=False)

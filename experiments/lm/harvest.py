@@ -91,8 +91,7 @@ def draw(results, config):
             ax.set_yscale("log")
             ax.legend(fontsize=8, frameon=False)
         ax.set(title=names[i], xlabel="position in the document, modulo the context", ylabel="norm" if not i else "")
-        ax.set_facecolor(plot.GROUND)
-        ax.spines[["top", "right"]].set_visible(False)
+    plot.plain(axes[0])
     figure.suptitle(f"{int(results['written']):,} rows harvested, corpus {results['digest']}", fontsize=11)
     return {"": figure}
 

@@ -7,7 +7,7 @@ token can be (comment, string, argument, ...), the best latent against the best 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import latents
+from experiments import language, latents
 from experiments.ledger import Claim
 from superpose import plot
 
@@ -42,28 +42,13 @@ def _common(results):
 def draw(results, config):
     """Loss of the model; fidelity; best latent against best neuron for each label; densities."""
     figure, axes = plt.subplots(2, 2, figsize=(13.5, 10.5), dpi=110, layout="constrained")
-    ax = axes[0, 0]
-    ax.plot(results["lm_steps"], results["lm_loss"], color="#3f6fb5", lw=1.4, label="training text")
-    for name, at, colour in (
-        ("held-out text", "lm_held", "#c4462f"), ("token frequencies", "unigram", "0.4"),
-        ("before training", "lm_untrained", "0.7"),
-    ):  # fmt: skip
-        ax.axhline(float(results[at]), color=colour, lw=1, ls="--", label=f"{name}: {float(results[at]):.2f}")
-    ax.set(xlabel="step", ylabel="loss (nats per token)", title="the language model", ylim=(0, None))
-    ax.legend(fontsize=8, frameon=False)
+    plot.training_line(axes[0, 0], results["lm_steps"], results["lm_loss"], language.levels(results))
+    axes[0, 0].set_title("the language model")
 
     ax = axes[0, 1]
     order = [n for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
-    x = np.arange(len(order))
-    for shift, part, colour, label in (
-        (-0.2, "recovered_zero", "#3f6fb5", "of zero ablation"), (0.2, "recovered_mean", "#e08a3c", "of mean ablation"),
-    ):  # fmt: skip
-        values = np.array([_of(results, n, part) for n in order])
-        ax.bar(x + shift, values[:, 0], 0.38, color=colour, alpha=0.8, label=label)
-        spread = np.abs(values[:, 1:].T - values[:, 0])
-        ax.errorbar(x + shift, values[:, 0], spread, fmt="none", color="0.2", lw=1)
-    ax.set(xticks=x, ylim=(0, 1.02), title=f"cross-entropy recovered at {config.site} (95 % over documents)")
-    ax.set_xticklabels([f"{n}\n+{_of(results, n, 'delta')[0]:.3f} nats" for n in order], fontsize=8)
+    latents.recovered_bars(ax, results, order)
+    ax.set(ylim=(0, 1.02), title=f"cross-entropy recovered at {config.site} (95 % over documents)")
     ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
 
     ax = axes[1, 0]
@@ -91,9 +76,7 @@ def draw(results, config):
         ax.hist(np.log10(density[live]), bins=np.linspace(-5.5, 0, 45), histtype="step", lw=1.4, label=text)
     ax.set(xlabel="log10 of the share of tokens on which a latent is on", ylabel="latents", title="densities")
     ax.legend(fontsize=8, frameon=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_facecolor(plot.GROUND)
+    plot.plain(axes.flat)
     figure.suptitle(
         f"One-layer transformer (MLP of {config.model.d_mlp}) on {results['sizes'][0] / 1e6:.1f} M tokens of Python "
         f"source (digest {results['digest']}); SAEs of its MLP, {config.steps * config.batch / 1e6:.1f} M tokens",

@@ -11,7 +11,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import check, kinds, language
+from experiments import check, kinds, language, latents
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import fidelity
@@ -116,26 +116,15 @@ def draw(results, config):
     axes[1].plot(results["l0"], results["explained_variance"], "o", color="#3f6fb5")
     axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="held-out order of the store", ylim=(None, 1))
     order = [str(n) for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
-    names = list(results["fidelity_names"])
-    for shift, part, colour in ((-0.2, "recovered_zero", "#3f6fb5"), (0.2, "recovered_mean", "#e08a3c")):
-        if order:
-            values = np.array([results[f"fidelity_{part}"][names.index(n)] for n in order])
-            x = np.arange(len(order)) + shift
-            axes[2].bar(x, values[:, 0], 0.38, color=colour, alpha=0.8, label=f"of {part.split('_')[1]} ablation")
-            spread = np.abs(values[:, 1:].T - values[:, 0])
-            axes[2].errorbar(x, values[:, 0], spread, fmt="none", color="0.2", lw=1)
     if order:
-        axes[2].set(xticks=np.arange(len(order)), title="cross-entropy recovered")
-        deltas = [results["fidelity_delta"][names.index(n)][0] for n in order]
-        axes[2].set_xticklabels([f"{n}\n+{d:.3f} nats" for n, d in zip(order, deltas, strict=True)], fontsize=7)
+        latents.recovered_bars(axes[2], results, order)
+        axes[2].set_title("cross-entropy recovered")
         axes[2].legend(fontsize=8, loc="lower left")
     else:
         axes[2].text(
             0.5, 0.5, "no model given (config.model):\nnot spliced in", ha="center", transform=axes[2].transAxes
         )
-    for ax in axes:
-        ax.set_facecolor(plot.GROUND)
-        ax.spines[["top", "right"]].set_visible(False)
+    plot.plain(axes)
     figure.suptitle(f"{config.kind.activation} SAEs of {', '.join(config.sites)} on {int(results['rows']):,} rows")
     return {"": figure}
 

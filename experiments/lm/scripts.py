@@ -43,15 +43,12 @@ def draw(results, config):
     figure = plt.figure(figsize=(14, 9.5), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[1, 1.1])
     ax = figure.add_subplot(grid[0, :])
-    x, colours = np.arange(len(WRITTEN)), plt.get_cmap("tab10")
-    for k, (kind, label) in enumerate(KINDS.items()):
-        at = [_place(results, name) for name in WRITTEN]
-        f1 = results[f"{kind}_f1"][at]
-        spread = np.abs(np.stack([results[f"{kind}_low"][at], results[f"{kind}_high"][at]]) - f1)
-        ax.bar(x + 0.17 * (k - 2), f1, 0.16, color=colours(k), alpha=0.8, label=label)
-        ax.errorbar(x + 0.17 * (k - 2), f1, spread, fmt="none", color="0.2", lw=0.8)
-    ax.set(xticks=x, ylim=(0, 1.02), ylabel="F1 on the other half", title="a token of the script (95 % over documents)")
-    ax.set_xticklabels(WRITTEN)
+    at, colours = [_place(results, name) for name in WRITTEN], plt.get_cmap("tab10")
+    plot.interval_bars(ax, WRITTEN, {
+        label: (np.stack([results[f"{kind}_{part}"][at] for part in ("f1", "low", "high")], 1), f"C{k}")
+        for k, (kind, label) in enumerate(KINDS.items())
+    })  # fmt: skip
+    ax.set(ylim=(0, 1.02), ylabel="F1 on the other half", title="a token of the script (95 % over documents)")
     ax.legend(fontsize=8, ncols=5, loc="lower center", framealpha=0.95)
     ax2 = figure.add_subplot(grid[1, 0])
     for i, name in enumerate(WRITTEN):
@@ -70,9 +67,7 @@ def draw(results, config):
     ax3.scatter(results["neuron_f1"][common], results["latent_f1"][common], s=10, color="#3f6fb5", alpha=0.7)
     ax3.set(xlim=(0, 1), ylim=(0, 1), xlabel="F1 of the best neuron, either sign", ylabel="F1 of the best latent",
             title=f"all {common.sum()} labels")  # fmt: skip
-    for ax in figure.axes:
-        ax.set_facecolor(plot.GROUND)
-        ax.spines[["top", "right"]].set_visible(False)
+    plot.plain(figure.axes)
     figure.suptitle(
         f"Mixed scripts: {config.corpus.documents:,} made-up documents, vocabulary of {config.vocab}; "
         f"{results['names'][-1]} of {config.site}", fontsize=12,

@@ -42,21 +42,14 @@ def draw(results, config):
     figure = plt.figure(figsize=(13.5, 9), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[1, 1.15])
     left, right, below = (figure.add_subplot(grid[at]) for at in ((0, 0), (0, 1), (1, slice(None))))
-    left.plot(results["lm_steps"], results["lm_loss"], color="#3f6fb5", lw=1.4, label="training text")
-    for name, at, colour in (
-        ("held-out text", "lm_held", "#c4462f"), ("token frequencies", "unigram", "0.4"),
-        ("before training", "lm_untrained", "0.7"),
-    ):  # fmt: skip
-        left.axhline(float(results[at]), color=colour, lw=1, ls="--", label=f"{name}: {float(results[at]):.2f}")
-    left.set(xlabel="step", ylabel="loss (nats per token)", title="training", ylim=(0, None))
+    plot.training_line(left, results["lm_steps"], results["lm_loss"], language.levels(results))
+    left.set_title("training")
     right.plot(np.arange(1, len(results["by_place"]) + 1), results["by_place"], color="#3f6fb5", lw=1.1)
     right.axhline(float(results["unigram"]), color="0.4", lw=1, ls="--", label="token frequencies")
     right.set(xlabel="tokens before", ylabel="loss (nats)", title="held-out loss by place in the context", xscale="log",
               ylim=(0, None))  # fmt: skip
-    for ax in (left, right):
-        ax.legend(fontsize=8, frameon=False)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_facecolor(plot.GROUND)
+    right.legend(fontsize=8, frameon=False)
+    plot.plain((left, right))
     columns = max(1, len(results["written"]))
     for i, text in enumerate(results["written"]):
         below.text(

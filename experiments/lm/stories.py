@@ -63,19 +63,16 @@ def draw(results, config):
     """Cross-entropy recovered, what splicing costs, and densities, by layer."""
     figure, axes = plt.subplots(1, 3, figsize=(14.5, 4.4), dpi=110, layout="constrained")
     names = [str(n) for n in results["fidelity_names"]]
-    x = np.arange(len(results["sites"]))
     shown = ("SAE", "PCA", "largest values")
     for ax, part, title in (
         (axes[0], "recovered_mean", "cross-entropy recovered, of mean ablation"),
         (axes[1], "delta", "cost in nats per token"),
     ):
-        for k, name in enumerate(shown):
-            values = results[f"fidelity_{part}"][:, names.index(name)]
-            ax.bar(x + 0.27 * (k - 1), values[:, 0], 0.26, alpha=0.8, label=name)
-            spread = np.abs(values[:, 1:].T - values[:, 0])
-            ax.errorbar(x + 0.27 * (k - 1), values[:, 0], spread, fmt="none", color="0.2", lw=1)
-        ax.set(xticks=x, title=title)
-        ax.set_xticklabels(results["sites"], fontsize=8)
+        values = results[f"fidelity_{part}"]
+        plot.interval_bars(ax, results["sites"], {
+            name: (values[:, names.index(name)], f"C{k}") for k, name in enumerate(shown)
+        })  # fmt: skip
+        ax.set_title(title)
     axes[0].set_ylim(0, 1.02)
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=8, loc="lower left")
@@ -85,9 +82,7 @@ def draw(results, config):
         axes[2].hist(np.log10(density[density > 0]), bins=np.linspace(-5, 0, 40), histtype="step", label=said)
     axes[2].set(xlabel="log10 of a latent's share of tokens", ylabel="latents", title="densities")
     axes[2].legend(fontsize=7, frameon=False, loc="upper left")
-    for ax in axes:
-        ax.set_facecolor(plot.GROUND)
-        ax.spines[["top", "right"]].set_visible(False)
+    plot.plain(axes)
     figure.suptitle(
         f"stories260K, {int(results['stories']):,} stories of its own ({results['tokens'] / 1e6:.2f} M tokens); SAEs "
         f"of {config.kind.d_sae} latents on 64 dimensions; 95 % over stories", fontsize=11,
