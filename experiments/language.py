@@ -1,6 +1,5 @@
 """Language models as configs state them: a corpus, a tokenizer, contexts of two splits, a trained or a read model."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from superpose.lm import checkpoints, objective, python_source, scripts, text
 from superpose.lm.transformer import Config, Transformer, generate
 from superpose.train.checkpoint import write_atomically
 from superpose.train.fit import fit
+from superpose.train.progress import say
 
 
 class Texts(NamedTuple):
@@ -56,6 +56,7 @@ def texts(c: Any, workdir: Path, tokenizer: text.Tokenizer | None = None, labels
     check.whole(c, "context", least=2)
     check.whole(c, "hold", least=2)
     found = corpus(c.corpus)
+    say_skipped(found)
     if tokenizer is None:
         tokenizer = text.train_tokenizer(found, c.vocab)
         write_atomically(workdir / "model" / "tokenizer.json", tokenizer.backend.to_str().encode())
@@ -126,7 +127,7 @@ def levels(results: dict[str, Any]) -> dict[str, float]:
 def unigram(texts: Texts) -> float:
     """Loss on held-out text of the token frequencies of the training text (each counted once more), in nats."""
     count = np.ones(texts.tokenizer.vocab)
-    np.add.at(count, texts.train.tokens[texts.train.mask], 1)
+    np.add.at(count, texts.train.tokens[:, 1:][texts.train.mask[:, 1:]], 1)
     ahead = texts.held.tokens[:, 1:][texts.held.mask[:, 1:]]
     return float(-np.log(count / count.sum())[ahead].mean())
 
@@ -141,21 +142,31 @@ def sample(
     return [texts.tokenizer.decode(row) for row in np.asarray(made)]
 
 
-def read(path: str) -> tuple[Transformer, text.Tokenizer, str]:
-    """A model's files, the tokenizer beside them, and a name for manifests.
+def read(path: str) -> tuple[Transformer, text.Tokenizer]:
+    """A model's files, and the tokenizer beside them.
 
     Raises:
         ValueError: either can't be used, or they don't belong together.
     """
+    model = checkpoints.read(path)
+    return model, tokenizer_of(path, model.config.vocab)
+
+
+def tokenizer_of(path: str, vocab: int | None = None) -> text.Tokenizer:
+    """The tokenizer beside a model's files."""
     place = Path(path)
-    model = checkpoints.read(place)
-    tokenizer_place = place if place.is_dir() else next(iter(sorted(place.parent.glob("tok*.bin"))), place.parent)
-    return model, text.read_tokenizer(tokenizer_place, model.config.vocab), place.resolve().name
+    beside = place if place.is_dir() else next(iter(sorted(place.parent.glob("tok*.bin"))), place.parent)
+    return text.read_tokenizer(beside, vocab)
 
 
-def facts(name: str, texts: Texts) -> dict[str, Any]:
-    """What a store of activations says about where they are from."""
-    return json.loads(json.dumps({
-        "model": name, "corpus": texts.corpus.name, "corpus_digest": texts.digest,
-        "tokenizer": texts.tokenizer.digest(),
-    }))  # fmt: skip
+def identity(path: str) -> dict[str, str]:
+    """What tells a model's files from others, for the manifests of stores."""
+    weights = checkpoints.digest(path)
+    return {"model": Path(path).resolve().name, "weights": weights, "tokenizer": tokenizer_of(path).digest()}
+
+
+def say_skipped(found: text.Corpus) -> None:
+    """Names what of a corpus was left out, if anything was."""
+    if found.skipped:
+        more = f" and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
+        say(f"{len(found.skipped)} parts of {found.name} were skipped: {'; '.join(found.skipped[:3])}{more}")

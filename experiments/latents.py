@@ -109,7 +109,7 @@ def _padded(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray
     waiting: list[np.ndarray] = []
     for part in parts:
         waiting.append(part)
-        if sum(map(len, waiting)) >= size:
+        while sum(map(len, waiting)) >= size:
             whole = np.concatenate(waiting)
             yield whole[:size], np.ones(size, bool)
             waiting = [whole[size:]]

@@ -32,9 +32,10 @@ def made_up(tmp_path_factory):
     config = Config(vocab=320, d_model=16, layers=2, heads=2, d_head=8, d_mlp=32, context=128)
     checkpoints.save(place / "my_model", Transformer(config, nnx.Rngs(0)))
     (place / "my_model" / "tokenizer.json").write_text(tokenizer.backend.to_str())
-    (place / "my_texts").mkdir()
-    for i, document in enumerate(source.read()):
-        (place / "my_texts" / f"{i}.txt").write_text(document.text)
+    for name, corpus in (("my_texts", source), ("held", python_source(("queue", "copy")))):
+        (place / name).mkdir()
+        for i, document in enumerate(corpus.read()):
+            (place / name / f"{i}.txt").write_text(document.text)
     return place
 
 
@@ -66,7 +67,8 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
 
 @pytest.mark.ci
 def test_commands_run(tmp_path, made_up):
-    files = {"MODEL": made_up / "my_model", "TEXTS": made_up / "my_texts", "STORE": tmp_path / "store"}
+    files = {"MODEL": made_up / "my_model", "TEXTS": made_up / "my_texts", "HELD": made_up / "held"}
+    files["STORE"] = tmp_path / "store"
     commands = [
         shlex.split(line)
         for page in PAGES

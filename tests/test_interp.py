@@ -42,7 +42,7 @@ def test_identity_costs_nothing_and_zero_is_the_ablation(site):
         "nothing": lambda x: 0 * x,
         "average": lambda x: jnp.broadcast_to(mean, x.shape),
     }
-    totals = fidelity.measure(m, site, replacements, t, mean, batch=8)
+    totals = fidelity.measure(m, site, replacements, t, mean.reshape(-1), batch=8)
     found = fidelity.scores(totals)
     assert found["same"].delta[0] == pytest.approx(0, abs=1e-6)
     assert found["same"].recovered_zero[0] == pytest.approx(1, abs=1e-5)
@@ -72,6 +72,22 @@ def test_losses_are_those_of_edited_passes_and_special_tokens_stay():
     found = fidelity.scores(totals)["half"]
     assert found.loss[0] == pytest.approx(float((nll * counts).sum() / counts.sum()), rel=1e-5)
     assert found.kl[0] == pytest.approx(float(kl.sum() / counts.sum()), rel=1e-4)
+
+
+def test_what_was_not_harvested_stays():
+    m, t = model(), texts()
+    value = np.asarray(m(t.tokens, capture=["mlp_out.0"]).captured["mlp_out.0"])
+    norms = np.linalg.norm(value, axis=-1)
+    rest = t.mask & (np.arange(10) >= 2)
+    stays = (np.arange(10) < 2) | (norms > 1.1 * np.median(norms[rest]))
+    assert stays[rest].any()
+    logits = m(t.tokens, edits={"mlp_out.0": lambda v, at: jnp.where(stays[..., None], v, 0.5 * v)}).logits
+    nll, counts = next_token_loss(logits, t.tokens, t.mask)
+    half = {"half": lambda x: 0.5 * x}
+    found = fidelity.scores(
+        fidelity.measure(m, "mlp_out.0", half, t, np.zeros(12), first=2, outlier=1.1, batch=len(t.tokens))
+    )["half"]
+    assert found.loss[0] == pytest.approx(float((nll * counts).sum() / counts.sum()), rel=1e-5)
 
 
 def test_a_transcoder_is_spliced_where_it_writes():
@@ -169,6 +185,18 @@ def test_the_choice_is_the_best_of_all_units_and_thresholds():
                 hits = (says & y[even, label]).sum()
                 best = max(best, 2 * hits / (says.sum() + y[even, label].sum()))
         assert found.chosen_f1[label] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_unit_may_detect_by_being_far_below_zero():
+    rng = np.random.default_rng(0)
+    y = rng.random((4000, 1)) < 0.1
+    x = (rng.normal(size=(4000, 1)) - 8 * y).astype(np.float32)
+    documents, tokens = np.arange(4000) // 100, np.zeros(4000, int)
+    for sign in (1, -1):
+        found = labels.best_units(lambda sign=sign: iter([labels.Batch(sign * x, y, documents, tokens)]), sides=True)
+        assert found.f1[0] > 0.97
+        assert found.below[0] == (sign == 1)
+    assert labels.best_units(lambda: iter([labels.Batch(x, y, documents, tokens)])).f1[0] < 0.3
 
 
 def test_a_token_is_a_detector_by_itself():

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +112,18 @@ def test_transcoders_and_crosscoders(folder, store, tmp_path):
 
 
 def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
+    same_name, unfinished = tmp_path / "model", tmp_path / "unfinished"
+    checkpoints.save(same_name, Transformer(checkpoints.read(folder / "model").config, nnx.Rngs(5)))
+    shutil.copy(folder / "model" / "tokenizer.json", same_name)
+    shutil.copytree(store[1], unfinished)
+    (unfinished / "end.json").unlink()
+    shutil.copytree(store[1], tmp_path / "store")
     for changes, said in (
         ({"store": str(tmp_path / "nowhere")}, "is no store"),
         ({"store": str(store[1]), "sites": ("z.0",)}, r"has no site 'z\.0'"),
-        ({"store": str(store[1]), "model": str(tmp_path / "other")}, "was asked for"),
+        ({"store": str(store[1]), "model": str(tmp_path / "other")}, "does not exist"),
+        ({"store": str(store[1]), "model": str(same_name)}, "has weights = .* was asked for"),
+        ({"store": str(unfinished)}, "did not come to its end"),
         ({"store": str(store[1]), "sites": ()}, "sites is empty"),
     ):
         with pytest.raises(ValueError, match=said) as error:
@@ -126,6 +135,9 @@ def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
         ({"corpus.path": str(tmp_path / "nowhere")}, "does not exist"),
         ({"corpus.kind": "tape"}, "unknown kind of corpus"),
         ({"context": 1}, "context must be a whole number of at least 2"),
+        ({"context": 65}, "at most the model's 64"),
+        ({"model": str(same_name)}, "is a store of something else .weights differ"),
+        ({"tokens": 2000}, "more than the .* asked for"),
     ):
         with pytest.raises(ValueError, match=said) as error:
             harvested(folder, tmp_path, **changes)
@@ -158,6 +170,19 @@ def test_every_layer_of_the_stories_model_gets_its_sae(tmp_path):
     for site in arrays["sites"]:
         back = formats.read(tmp_path / "export" / str(site))
         assert (back.metadata.site, back.arch.d_sae) == (site, 128)
+
+
+def test_what_can_t_be_exported_or_decoded_is_said(folder, store, tmp_path, capsys):
+    shutil.copytree(folder / "texts", tmp_path / "texts")
+    (tmp_path / "texts" / "utf16.txt").write_text("import json", encoding="utf-16")
+    (tmp_path / "run").mkdir()
+    corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(tmp_path / "texts")}
+    across = {"reads": "mlp_in.1", "sites": ("mlp_out.1",), "kind.activation": "topk"}
+    arrays, _ = run("sae_transcoder", tmp_path / "run", store=str(store[1]), **corpus, **across, **SMALL)
+    said = "".join(capsys.readouterr())
+    assert "SAE 0 is not exported: SAELens knows no topk transcoder" in said
+    assert "1 parts of texts were skipped: utf16.txt" in said
+    assert len(arrays["l0"]) == 2
 
 
 def test_token_frequencies_are_a_loss(folder):

@@ -319,6 +319,22 @@ def test_impossible_configs_are_refused(values, said):
         Config(**{**TINY, **values})
 
 
+def test_unknown_sites_are_refused_and_not_passed_over():
+    made, tokens = model(), text()
+    for name in ("mlp_out.7", "blocks.0.hook_mlp_out", "mlp_out.-1", "resid_mid"):
+        with pytest.raises(ValueError, match="the model has no site"):
+            made(tokens, edits={name: lambda value, at: value})
+        with pytest.raises(ValueError, match="the model has no site"):
+            made(tokens, capture=[name])
+
+
+def test_a_full_cache_is_refused():
+    made, tokens = model(), text()
+    cache = made(tokens[:, :3], cache=empty_cache(made.config, len(tokens), 4)).cache
+    with pytest.raises(ValueError, match="3 tokens more than 3 don't fit in a cache with space for 4"):
+        made(tokens[:, :3], cache=cache)
+
+
 def test_too_many_tokens_are_refused():
     made = model("gpt2")
     with pytest.raises(ValueError, match="more than the context of 32"):

@@ -13,11 +13,15 @@ import safetensors.numpy
 
 from superpose.lm import checkpoints
 from superpose.lm.checkpoints import ModelError
+from superpose.train.checkpoint import Checkpoints
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+
+
+K_PROJ = "model.layers.0.self_attn.k_proj.weight"
 
 
 def tensors():
@@ -102,6 +106,12 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, None, "does not say low_freq_factor"),
         ({"num_key_value_heads": 3}, None, "must divide heads=4"),
         ({"hidden_size": "big"}, None, "setting of the wrong kind"),
+        ({"num_attention_heads": 0, "head_dim": None}, None, "setting of the wrong kind"),
+        (
+            {},
+            lambda held: held.update({K_PROJ: np.ascontiguousarray(held[K_PROJ].T)}),
+            r"k_proj\.weight has shape \(16, 8\), and by config\.json it is \(8, 16\)",
+        ),
         ({"quantization_config": {"bits": 4}}, None, "quantised"),
         ({"num_hidden_layers": 3}, None, r"missing"),
         ({"vocab_size": 25}, None, r"embed_tokens\.weight has shape \(24, 16\), and by config\.json W_E is \(25, 16\)"),
@@ -146,6 +156,36 @@ def test_truncated_missing_doubled_and_hostile_files_are_refused(tmp_path):
     (place / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="no settings"):
         checkpoints.read(place)
+
+
+def test_a_run_s_checkpoints_are_no_model(tmp_path):
+    kept = Checkpoints(tmp_path)
+    kept.save(0, {"W": np.ones(2)}, {"step": 3})
+    kept.close()
+    with pytest.raises(ModelError, match="holds a run's checkpoints and no model"):
+        checkpoints.read(tmp_path)
+
+
+def test_reading_leaves_a_save_in_progress_alone(tmp_path):
+    model = checkpoints.read(folder(tmp_path / "hf"))
+    checkpoints.save(tmp_path / "m", model)
+    other = tmp_path / "m" / "checkpoints" / "7.orbax-checkpoint-tmp"
+    other.mkdir()
+    checkpoints.read(tmp_path / "m")
+    assert other.is_dir()
+    assert checkpoints.digest(tmp_path / "hf") == checkpoints.digest(folder(tmp_path / "hf"))
+    again = folder(tmp_path / "other", change=lambda held: held[K_PROJ].__imul__(2))
+    assert checkpoints.digest(again) != checkpoints.digest(tmp_path / "hf")
+
+
+def test_local_rotations_of_a_new_config_are_read():
+    config = checkpoints._gemma3({
+        "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8, "vocab_size": 24, "num_hidden_layers": 2,
+        "intermediate_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 8,
+        "sliding_window": 4, "rope_local_base_freq": 1e4,
+        "rope_parameters": {"sliding_attention": {"rope_theta": 5e3}, "full_attention": {"rope_theta": 2e6}},
+    })  # fmt: skip
+    assert (config.rotary.theta, config.local_rotary.theta) == (2e6, 5e3)
 
 
 SHARDED = """

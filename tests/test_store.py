@@ -364,6 +364,35 @@ def test_more_contexts_are_appended(tmp_path):
     )
 
 
+def test_fewer_contexts_and_gaps_lose_nothing(tmp_path):
+    t = texts(40)
+    Harvest(run(), t, 8).save(tmp_path / "s", FACTS, dtype="float32", shard=10)
+    assert Store(tmp_path / "s").whole
+    with pytest.raises(StoreError, match="holds 40 contexts, more than the 24 asked for"):
+        Harvest(run(), Texts(*(a[:24] for a in t)), 8).save(tmp_path / "s", FACTS, dtype="float32", shard=10)
+    assert len(Store(tmp_path / "s")) == t.lengths.sum()
+    (tmp_path / "s" / "000001.json").unlink()
+    with pytest.raises(StoreError, match="has no shard 1, and some after: harvest again"):
+        Store(tmp_path / "s")
+    assert not Store(tmp_path / "s", skip_damaged=True).whole
+    Harvest(run(), t, 8).save(f"file://{tmp_path / 's'}", FACTS, dtype="float32", shard=10)
+    assert Store(tmp_path / "s").whole
+    assert len(Store(tmp_path / "s")) == t.lengths.sum()
+
+
+def test_what_was_left_out_for_its_norm_is_known_after_a_restart(tmp_path):
+    t = texts(40)
+    harvest = Harvest(run(), t, 4, Choice(outlier=1.2))
+    harvest.plan()
+    assert harvest.dropped == 0
+    harvest.save(tmp_path / "s", FACTS, dtype="float32", shard=4)
+    (tmp_path / "s" / "000009.json").unlink()
+    Harvest(run(), t, 4, Choice(outlier=1.2)).save(tmp_path / "s", FACTS, dtype="float32", shard=4)
+    back = Store(tmp_path / "s")
+    assert back.dropped == harvest.dropped > 0
+    assert len(back) + back.dropped == harvest.plan()["rows"]
+
+
 # --- straight into training -------------------------------------------------------------------------------------------
 
 

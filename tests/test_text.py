@@ -257,6 +257,19 @@ def test_what_each_word_of_python_is(word, labels):
     assert labels <= carried, (word, carried)
 
 
+def test_every_indented_line_starts_with_its_indentation():
+    """The first line of a block and the first after one, too, and a form feed is no line."""
+    said = "class A:\n    def f(self):\n        x = 1\n        if x:\n            y = 2\n    z = 3\n\x0cimport json\n"
+    found = python_source.spans(said)
+    for line, depth in (("    def f", 1), ("        x = 1", 2), ("            y = 2", 3), ("    z = 3", 1)):
+        start = said.index("\n" + line) + 1
+        for place in range(start, start + len(line) - len(line.lstrip())):
+            assert {"indentation", f"depth {depth}"} <= python_source.label_at(said, found, place)
+        assert "indentation" not in python_source.label_at(said, found, start + len(line) - 1)
+    assert "keyword" in python_source.label_at(said, found, said.index("import"))
+    assert "indentation" not in python_source.label_at(said, found, 0)
+
+
 def test_labels_stand_right_after_other_scripts():
     said = 'x = "שלום", len("é")  # שלום\n'
     found = python_source.spans(said)

@@ -4,12 +4,13 @@ The model's files are read from ``config.model``; ``config.plan`` says bytes and
 """
 
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import check, language
+from experiments import check, language, results
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp.harvest import Choice, Harvest
@@ -26,8 +27,11 @@ def run(config, key, workdir):
     check.whole(config, "passes", "shard", "block")
     if not config.sites:
         raise ValueError("sites is empty: name at least one, as resid_post.3")
-    model, tokenizer, name = language.read(config.model)
+    model, tokenizer = language.read(config.model)
+    if config.context > model.config.context:
+        raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
     corpus = language.corpus(config.corpus)
+    language.say_skipped(corpus)
     contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos, tokens=config.tokens or None)
     special = tokenizer.special if config.leave_special else ()
     names = [sites.resolve(model.config, site) for site in config.sites]
@@ -38,41 +42,40 @@ def run(config, key, workdir):
     say(f"{plan['rows']:,} rows at most, {plan['bytes'] / 1e9:.3f} GB, about {plan['seconds'] / 60:.1f} minutes")
     out = {f"planned_{k}": np.asarray(v) for k, v in plan.items()}
     out |= {"digest": np.asarray(corpus.digest()), "sites": np.array(names), "written": np.asarray(0)}
+    out |= {"skipped": np.asarray(len(corpus.skipped))}
     if config.plan:
         return out
     place = config.store or workdir / "store"
-    facts = {
-        "model": name, "corpus": corpus.name, "corpus_digest": str(out["digest"]), "tokenizer": tokenizer.digest(),
-        "bos": config.bos,
+    facts = language.identity(config.model) | {
+        "corpus": corpus.name, "corpus_digest": str(out["digest"]), "skipped": len(corpus.skipped), "bos": config.bos,
+        "code": results.code_fingerprint("lm.harvest"),
     }  # fmt: skip
     clock = time.perf_counter()
     harvest.save(place, facts, dtype=config.dtype, shard=config.shard, block=config.block)
     seconds = time.perf_counter() - clock
     store = Store(place)
     norms = {site: [np.zeros(0)] for site in names}
-    positions = [np.zeros(0, int)]
+    where = [np.zeros(0, int)]
+    begin = int(config.bos and tokenizer.bos is not None)
     for rows in store.batches(names, 2**14):
-        positions.append(rows.positions % config.context)
+        inside = (rows.positions - begin) % (config.context - begin) + begin
+        where.append(np.where(begin & (rows.tokens == tokenizer.bos), 0, inside) if begin else inside)
         for site in names:
             norms[site].append(np.asarray(jnp.linalg.norm(jnp.asarray(rows.values[site]), axis=-1)))
-    where = np.concatenate(positions)
+    places = np.concatenate(where)
     table = np.full((len(names), config.context, len(PERCENTILES)), np.nan)
     for i, site in enumerate(names):
         values = np.concatenate(norms[site])
-        for p in np.unique(where):
-            table[i, p] = np.percentile(values[where == p], PERCENTILES)
+        for p in np.unique(places):
+            table[i, p] = np.percentile(values[places == p], PERCENTILES)
     batch = min(256, len(store) // 4)
+    local = Path(str(place).removeprefix("file://"))
+    size = sum(p.stat().st_size for p in local.rglob("*.bin")) if local.is_dir() else np.nan
     return out | {
-        "written": np.asarray(len(store)), "seconds": np.asarray(seconds), "norms": table,
+        "written": np.asarray(len(store)), "seconds": np.asarray(seconds), "norms": table, "bytes": np.asarray(size),
         "mixing": np.asarray(mixing(store, batch, 16) if batch >= 2 and len(contexts.names) > 1 else np.nan),
-        "dropped": np.asarray(harvest.dropped), "kept_by_rule": np.asarray(_kept(contexts, special, config.first)),
+        "dropped": np.asarray(store.dropped),
     }  # fmt: skip
-
-
-def _kept(contexts, special, first):
-    """How many tokens the rule keeps, norms left aside."""
-    place = np.arange(contexts.tokens.shape[1])
-    return int((contexts.mask & (place >= first) & ~np.isin(contexts.tokens, special)).sum())
 
 
 def draw(results, config):
@@ -90,7 +93,7 @@ def draw(results, config):
             ax.plot(x, median, color="#3f6fb5", label="median")
             ax.set_yscale("log")
             ax.legend(fontsize=8, frameon=False)
-        ax.set(title=names[i], xlabel="position in the document, modulo the context", ylabel="norm" if not i else "")
+        ax.set(title=names[i], xlabel="place in the context", ylabel="norm" if not i else "")
     plot.plain(axes[0])
     figure.suptitle(f"{int(results['written']):,} rows harvested, corpus {results['digest']}", fontsize=11)
     return {"": figure}
@@ -101,11 +104,15 @@ def claims(results, config):
     if not results["written"]:
         return []
     size = float(results["written"] + results["dropped"])
-    return [
+    per_row = float(results["planned_bytes"] / results["planned_rows"])
+    out = [
         Claim("rows in the store, those left out for their norm added, are the tokens that the rule keeps",
-              "by construction", float(results["kept_by_rule"]), size, 0.0),
-        Claim("the plan's bytes over those written", "plan", 1.0,
-              float(results["planned_rows"] / max(results["written"], 1)), 0.25),
-        Claim("pairs of rows of one document in a shuffled batch, over chance", "mixing", 1.0, float(results["mixing"]),
-              0.2),
+              "by construction", float(results["planned_rows"]), size, 0.0),
     ]  # fmt: skip
+    if np.isfinite(results["bytes"]):
+        out.append(Claim("bytes a row on disk over those planned", "plan", 1.0,
+                         float(results["bytes"] / results["written"] / per_row), 0.01))  # fmt: skip
+    if np.isfinite(results["mixing"]):  # of one document there is nothing to mix
+        out.append(Claim("pairs of rows of one document in a shuffled batch, over chance", "mixing", 1.0,
+                         float(results["mixing"]), 0.2))  # fmt: skip
+    return out

@@ -4,7 +4,6 @@ A residual or MLP SAE reads and writes one site; with ``config.reads`` it is a t
 several names in ``config.sites`` make a crosscoder.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from superpose.lm import text
 from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
 from superpose.train.fit import fit
+from superpose.train.progress import say
 
 
 def _place(config):
@@ -34,12 +34,29 @@ def _place(config):
     return (names[0] if len(names) == 1 else (names,)), len(names)
 
 
+def _opened(config):
+    """The store, whole and of the model that is given."""
+    expect = None
+    if config.model:
+        expect = language.identity(config.model)
+    store = Store(config.store, expect=expect, skip_damaged=config.skip_damaged)
+    if not (store.whole or config.skip_damaged):
+        raise ValueError(
+            f"the harvest of {config.store} did not come to its end: go on with it, or take what is there by "
+            "skip_damaged=True"
+        )
+    if store.blocks < 2:
+        raise ValueError(f"{config.store} has one block of rows, and one is held out: harvest more or smaller blocks")
+    return store
+
+
 def run(config, key, workdir):
-    """Scores of every SAE on held-out blocks, and, with a model, what splicing it in costs."""
+    """Scores of every SAE on blocks that were held out, and, with a model, what splicing it in costs."""
     check.whole(config, "batch", "steps", "log_every", "held")
     asked, count = _place(config)
-    store = Store(config.store, expect={"model": Path(config.model).resolve().name} if config.model else None)
-    source = Shuffled(store, asked, config.batch, seed=config.seed, window=config.window)
+    store = _opened(config)
+    last = store.blocks - max(1, store.blocks // 20)  # the end of the corpus is scored on and not trained on
+    source = Shuffled(store, asked, config.batch, config.seed, config.window, range(last))
     sample = next(source)
     source.set_state({"epoch": 0, "at": 0})
     pair = isinstance(sample, tuple)
@@ -60,14 +77,20 @@ def run(config, key, workdir):
     saes = {f"{i}": SAE(*member) for i, member in enumerate(plain)}
     for name, (arch, params) in zip(saes, plain, strict=True):
         about = formats.Metadata(
-            model=facts.get("model"), site=config.sites[0], context=facts.get("context"), prepend_bos=facts.get("bos")
-        )
-        if count == 1 and arch.activation in ("relu", "topk", "abs_topk", "jumprelu", "gated", "matching_pursuit"):
-            formats.write_saelens(workdir / "export" / name, arch, params, about)
+            model=facts.get("model"), site=config.reads or config.sites[0], site_out=config.sites[0] if pair else None,
+            context=facts.get("context"), prepend_bos=facts.get("bos"),
+        )  # fmt: skip
+        if count == 1:
+            try:
+                formats.write_saelens(workdir / "export" / name, arch, params, about)
+            except ValueError as error:
+                say(f"SAE {name} is not exported: {error}")
 
-    held = Shuffled(store, asked, config.batch, seed=config.seed + 1, window=config.window)
+    blocks = range(last, store.blocks)
+    rows = int(Shuffled(store, asked, 1, blocks=blocks).rows_an_epoch)
+    held = Shuffled(store, asked, min(config.batch, rows), config.seed, config.window, blocks)
     sums: dict[str, Any] = dict.fromkeys(saes)
-    for _ in range(config.held):
+    for _ in range(min(config.held, rows // held.batch)):
         batch = next(held)
         x, y = batch if pair else (batch, batch)
         for name, sae in saes.items():
@@ -81,10 +104,13 @@ def run(config, key, workdir):
     }  # fmt: skip
     if not config.model or count > 1:
         return out
-    model, tokenizer, _ = language.read(config.model)
-    contexts = text.contexts(
-        language.corpus(config.corpus), tokenizer, facts.get("context", 128), bos=bool(facts.get("bos", True))
-    )
+    model, tokenizer = language.read(config.model)
+    corpus = language.corpus(config.corpus)
+    language.say_skipped(corpus)
+    same = corpus.digest() == facts.get("corpus_digest")
+    if same:
+        say("the texts that SAEs are spliced in are those that were harvested: give others for a held-out number")
+    contexts = text.contexts(corpus, tokenizer, facts.get("context", 128), bos=bool(facts.get("bos", True)))
     chosen = np.unique(np.linspace(0, len(contexts.tokens) - 1, min(len(contexts.tokens), config.judged)).astype(int))
     found = fidelity.moments(store.batches([config.sites[0]], 2**13), config.sites[0])
     k = max(1, round(float(np.median(out["l0"]))))
@@ -93,12 +119,14 @@ def run(config, key, workdir):
         replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
     totals = fidelity.measure(
         model, config.sites[0], replacements, contexts.rows(chosen), found.mean.astype(np.float32),
-        reads=config.reads or None, special=tuple(facts.get("special", ())), batch=16,
+        reads=config.reads or None, special=tuple(facts.get("special", ())), first=facts.get("first", 0),
+        outlier=facts.get("outlier"), batch=16,
     )  # fmt: skip
     table = fidelity.scores(totals)
     parts = fidelity.Score._fields
     return out | {
         "fidelity_names": np.array(list(table)),
+        "texts_harvested": np.asarray(same),
         **{f"fidelity_{part}": np.array([getattr(s, part) for s in table.values()]) for part in parts},
     }
 
@@ -114,11 +142,14 @@ def draw(results, config):
     axes[0].plot(results["error_steps"], results["error"], lw=1.1)
     axes[0].set(xlabel="step", ylabel="error (as trained)", yscale="log", title="training")
     axes[1].plot(results["l0"], results["explained_variance"], "o", color="#3f6fb5")
-    axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="held-out order of the store", ylim=(None, 1))
+    axes[1].set(
+        xlabel="$L_0$", ylabel="explained variance", title="rows of the store that were held out", ylim=(None, 1)
+    )
     order = [str(n) for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
     if order:
         latents.recovered_bars(axes[2], results, order)
-        axes[2].set_title("cross-entropy recovered")
+        on = "harvested" if results["texts_harvested"] else "other"
+        axes[2].set_title(f"cross-entropy recovered, {on} texts")
         axes[2].legend(fontsize=8, loc="lower left")
     else:
         axes[2].text(
@@ -134,11 +165,12 @@ def claims(results, config):
     names = [str(n) for n in results["fidelity_names"]]
     base = [n for n in names if n.startswith("PCA") or n.endswith("neurons")]
     made = [n for n in names if n.startswith("SAE")]
-    out = [Claim("explained variance on held-out batches (smallest)", "sanity", 0.0,
+    out = [Claim("explained variance on held-out rows (smallest)", "sanity", 0.0,
                  float(results["explained_variance"].min()), 0.0, ">=")]  # fmt: skip
     if base and made:
         kl = results["fidelity_kl"][:, 0]
         best, other = (min(kl[names.index(n)] for n in group) for group in (made, base))
-        out.append(Claim("KL to the clean model: best SAE over best of PCA and neurons", "control", 1.0,
+        on = "the harvested" if results["texts_harvested"] else "other"
+        out.append(Claim(f"KL to the clean model on {on} texts: best SAE over best of PCA and neurons", "control", 1.0,
                          float(best / other), 0.0, "<="))  # fmt: skip
     return out

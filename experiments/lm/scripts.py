@@ -88,12 +88,13 @@ def claims(results, config):
         i = WRITTEN.index(name)
         seen = results["bin_tokens"][i] >= 20
         precision = (results["bin_hits"][i] / np.maximum(results["bin_tokens"][i], 1))[seen]
+        gain = float(precision[-1] - precision[0]) if len(precision) else float("nan")
         out += [
             Claim(f"{name}: F1 of the best latent less that of the best neuron of either sign (low end of 95 % over "
                   "documents)", PAPER, 0.2, float(low), 0.0, ">=",
                   note=f"latent {f1:.2f}; {said}; difference {low:.2f} to {high:.2f}"),
             Claim(f"{name}: precision of the highest activation bin less that of the lowest", f"{PAPER}: 25 % when "
-                  "barely on, 98 % above 5", 0.0, float(precision[-1] - precision[0]), 0.0, ">="),
+                  "barely on, 98 % above 5", 0.0, gain, 0.0, ">="),
             Claim(f"{name}: rank correlation of precision with the activation bin", f"{PAPER}: rising", 0.8,
                   _rank_correlation(precision), 0.0, ">="),
             Claim(f"{name}: F1 of the best latent less that of the best random direction", "control", 0.0,

@@ -34,7 +34,7 @@ def run(config, key, workdir):
     """Per layer: L0, explained variance, fidelity beside PCA and the largest values; and how the model writes."""
     check.whole(config, "stories", "at_once", "judged")
     check.whole(config, "context", least=2)
-    model, tokenizer, _ = language.read(config.model)
+    model, tokenizer = language.read(config.model)
     if config.context > model.config.context:
         raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
     text_key, sae_key = jax.random.split(key)

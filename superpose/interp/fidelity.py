@@ -76,6 +76,8 @@ def measure(
     *,
     reads: str | None = None,
     special: Sequence[int] = (),
+    first: int = 0,
+    outlier: float | None = None,
     batch: int = 16,
 ) -> Totals:
     """Cross-entropy and KL of a model whose site is replaced, beside the clean one and both ablations.
@@ -86,9 +88,10 @@ def measure(
         replacements: name -> function of what stands at ``reads``, [B, T, ...], to what is put at the site. A
             ``jax.tree_util.Partial`` keeps its weights out of the compiled program.
         contexts: ``lm.text.Contexts``.
-        mean: of the site over other texts, of the shape of one token's value.
+        mean: of the site over other texts, heads side by side or not.
         reads: the site that replacements see (a transcoder's input); None is ``site``.
         special: ids at which the value stays, and which are not counted as predictions.
+        first, outlier: as of ``harvest.Choice``: where the value stays, too, for it was not harvested.
         batch: contexts a pass.
 
     Raises:
@@ -110,7 +113,10 @@ def measure(
         ids, mask, held = contexts.tokens[rows], contexts.mask[rows], contexts.documents[rows]
         missing = batch - len(ids)
         ids, mask = np.pad(ids, ((0, missing), (0, 0))), np.pad(mask, ((0, missing), (0, 0)))
-        found, bad = _sums(model, functions, jnp.asarray(mean), jnp.asarray(keep), ids, mask, site=site, reads=reads)
+        found, bad = _sums(
+            model, functions, jnp.asarray(mean), jnp.asarray(keep), ids, mask, site=site, reads=reads, first=first,
+            outlier=outlier,
+        )  # fmt: skip
         if int(bad):
             raise ValueError(f"{int(bad)} values put at {site} are NaN or infinite: look into the SAE")
         a, b, n = (np.asarray(x)[..., : len(held)].astype(np.float64) for x in found)
@@ -120,17 +126,23 @@ def measure(
     return Totals(names, nll, kl, tokens)
 
 
-@partial(jax.jit, static_argnames=("site", "reads"))
-def _sums(model, functions, mean, keep, ids, mask, *, site, reads):
+@partial(jax.jit, static_argnames=("site", "reads", "first", "outlier"))
+def _sums(model, functions, mean, keep, ids, mask, *, site, reads, first, outlier):
     """Per context: nll and KL [names, B], predictions [B]; and how many values put there are not finite."""
     clean = model(ids, capture={site, reads})
     value, read = clean.captured[site], clean.captured[reads]
     counted = mask & ~keep[ids]
-    stays = keep[ids].reshape(*ids.shape, *[1] * (value.ndim - 2))
-    first, counts = next_token_loss(clean.logits, ids, counted)
+    stays = keep[ids] | (jnp.arange(ids.shape[1]) < first)
+    if outlier is not None:
+        for seen in {site: value, reads: read}.values():
+            norms = jnp.linalg.norm(seen.reshape(*ids.shape, -1).astype(jnp.float32), axis=-1)
+            stays |= norms > outlier * jnp.nanmedian(jnp.where(mask & ~stays, norms, jnp.nan))
+    stays = stays.reshape(*ids.shape, *[1] * (value.ndim - 2))
+    nll_clean, counts = next_token_loss(clean.logits, ids, counted)
     said = jax.nn.log_softmax(clean.logits[:, :-1])
+    mean = mean.reshape(value.shape[2:])
     new = (jnp.zeros_like(value), jnp.broadcast_to(mean, value.shape), *(function(read) for function in functions))
-    nll, kl, bad = [jnp.sum(first * counts, 1)], [jnp.zeros(len(ids))], jnp.int32(0)
+    nll, kl, bad = [jnp.sum(nll_clean * counts, 1)], [jnp.zeros(len(ids))], jnp.int32(0)
     for what in new:
         put = jnp.where(stays, value, what.reshape(value.shape))
         bad += jnp.sum(~jnp.isfinite(put) & mask.reshape(*mask.shape, *[1] * (value.ndim - 2)))

@@ -99,7 +99,10 @@ class Harvest:
         self.run, self.texts, self.batch, self.choice = _callable(run), texts, batch, choice
         mesh = data_mesh()
         self._place = None
-        if mesh is not None and batch % mesh.size == 0:
+        split = any(
+            len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(self.run) if isinstance(leaf, jax.Array)
+        )  # weights that are split already stay where they are
+        if mesh is not None and batch % mesh.size == 0 and not split:
             self._place = NamedSharding(mesh, P("data"))
             self.run = jax.device_put(self.run, NamedSharding(mesh, P()))
         if not len(texts.tokens):
@@ -115,11 +118,17 @@ class Harvest:
             tokens = np.concatenate([tokens, np.repeat(tokens[:1], self.batch - len(tokens), 0)])
         return _pass(self.run, tokens if self._place is None else jax.device_put(tokens, self._place))
 
+    def _by_rule(self, chosen: np.ndarray) -> np.ndarray:
+        """Which tokens of some contexts are kept, norms left aside."""
+        tokens, c = self.texts.tokens[chosen], self.choice
+        place = np.arange(tokens.shape[1])
+        return (place < self.texts.lengths[chosen][:, None]) & (place >= c.first) & ~np.isin(tokens, c.special)
+
     def _rows(self, chosen: np.ndarray, found: Mapping[str, Any]) -> Rows:
         texts, c = self.texts, self.choice
         tokens = texts.tokens[chosen]
         place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        keep = (place < texts.lengths[chosen][:, None]) & (place >= c.first) & ~np.isin(tokens, c.special)
+        keep = self._by_rule(chosen)
         for site, values in found.items():
             if values.ndim != 3 or values.shape[:2] != (self.batch, tokens.shape[1]):
                 raise ValueError(f"{site} must be [B, T, d] = ({self.batch}, {tokens.shape[1]}, d), got {values.shape}")
@@ -157,9 +166,10 @@ class Harvest:
             yield self._rows(*ahead)
 
     def plan(self, dtype: str = "bfloat16", passes: int = 3) -> dict[str, int | float]:
-        """What a harvest of everything will take: rows at most, bytes, and seconds as measured on a few passes."""
-        n = len(self.texts.tokens)
-        rows = int(np.sum(self.texts.lengths))
+        """What a harvest of everything will take: rows (before those left out for their norm), bytes, and seconds as
+        measured on a few passes."""
+        n, dropped = len(self.texts.tokens), self.dropped
+        rows = int(self._by_rule(np.arange(n)).sum())
         size = sum(self.widths().values()) * DTYPES[dtype].itemsize + 12
         first = np.arange(min(n, self.batch))
         for _ in self.rows(first):
@@ -169,6 +179,7 @@ class Harvest:
             for _ in self.rows(first):
                 pass
         seconds = (time.perf_counter() - start) / passes * -(-n // self.batch)
+        self.dropped = dropped
         return {"rows": rows, "bytes": rows * size, "seconds": seconds}
 
     def save(
@@ -198,19 +209,26 @@ class Harvest:
         writer = Writer(path, manifest)
         shards = range(-(-n // shard))
         sizes = [min(n, (i + 1) * shard) - i * shard for i in shards]
+        if sum(writer.done.values()) > n:
+            raise StoreError(
+                f"{path} holds {sum(writer.done.values())} contexts, more than the {n} asked for: leave it as it is, "
+                "or choose another folder"
+            )
         done = sum(writer.done.get(i) == sizes[i] for i in shards)
         progress, task = bar("harvest", len(shards), done, unit="shards")
         with progress:
             for number in shards:
                 if writer.done.get(number) == sizes[number] or number % hosts != host:
                     continue
+                before = self.dropped
                 parts = list(self.rows(number * shard + np.arange(sizes[number])))
                 values = {site: np.concatenate([p.values[site] for p in parts]) for site in manifest.sites}
                 rows = Rows(values, *(np.concatenate([getattr(p, f) for p in parts]) for f in Rows._fields[1:]))
-                writer.write(number, rows, sizes[number])
+                writer.write(number, rows, sizes[number], self.dropped - before)
                 progress.update(task, advance=1)
         if hosts > 1:
             multihost_utils.sync_global_devices("harvest")
+        writer.end(n)
         if self.dropped:
             say(f"{self.dropped} tokens were left out for their norm")
 

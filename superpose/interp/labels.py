@@ -82,22 +82,25 @@ def best_units(stream: Callable[[], Iterable[Batch]], *, sides: bool = False, dr
 
     Args:
         stream: () -> batches of the same tokens in the same order each time; it is read three times.
-        sides: whether "at most the threshold" may be a detector too.
+        sides: whether "at most the threshold" may be a detector too; thresholds below 0 are tried then.
         draws: resamplings of documents.
         seed: of the resampling.
 
     Raises:
         ValueError: there is no token in one of the halves.
     """
-    top: Any = None
+    top: Any = 0.0
+    low: Any = 0.0
+    seen = False
     for batch in stream():
         half = first_half(batch.documents)
         if half.any():
-            most = np.asarray(batch.values)[half].max(0)
-            top = most if top is None else np.maximum(top, most)
-    if top is None:
+            values, seen = np.asarray(batch.values)[half], True
+            top, low = np.maximum(top, values.max(0)), np.minimum(low, values.min(0))
+    if not seen:
         raise ValueError("there is no document of even number to choose detectors on: give more documents")
-    thresholds = (np.array(FRACTIONS)[:, None] * np.maximum(top, 0)).astype(np.float32)
+    ends = (top, low) if sides and np.any(low < 0) else (top,)
+    thresholds = np.concatenate([np.array(FRACTIONS)[:, None] * end for end in ends]).astype(np.float32)
     hits: Any = 0.0
     fires: Any = 0.0
     carries: Any = 0.0

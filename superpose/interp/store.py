@@ -29,6 +29,7 @@ from superpose.train.checkpoint import is_left_over, write_atomically
 
 VERSION = 1
 ABOUT = "about"
+END = "end.json"
 DTYPES: dict[str, Any] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -111,6 +112,7 @@ class _Remote:
 
 
 def _place(path: str | Path) -> Any:
+    path = str(path).removeprefix("file://")
     return _Remote(str(path)) if "://" in str(path) else _Folder(path)
 
 
@@ -125,7 +127,8 @@ class Manifest:
         sites: name -> width.
         dtype: a row of ``DTYPES``.
         block: rows that one checksum covers.
-        facts: model, corpus, tokenizer, context, exclusions, ...: whatever must be equal for rows to be appended.
+        facts: model, corpus, tokenizer, context, exclusions, ...: whatever must be equal for rows to be appended;
+            only "code", the version that began the store, may differ.
     """
 
     sites: Mapping[str, int]
@@ -172,7 +175,7 @@ class Writer:
         if "manifest.json" in names:
             there = _manifest(self._place, path)
             differ = [k for k in said if k != "facts" and said[k] != there[k]]
-            facts = said["facts"].keys() | there["facts"].keys()
+            facts = (said["facts"].keys() | there["facts"].keys()) - {"code"}
             differ += [k for k in sorted(facts) if said["facts"].get(k) != there["facts"].get(k)]
             if differ:
                 raise StoreError(
@@ -185,8 +188,8 @@ class Writer:
             self._place.write("manifest.json", json.dumps(said, indent=1).encode())
         self.done = {number: about["contexts"] for number, about in _shards(self._place, path).items()}
 
-    def write(self, number: int, rows: Rows, contexts: int = 0) -> None:
-        """Writes a shard, made of so many contexts; rows may be none.
+    def write(self, number: int, rows: Rows, contexts: int = 0, dropped: int = 0) -> None:
+        """Writes a shard, made of so many contexts, of which so many tokens were left out; rows may be none.
 
         Raises:
             StoreError: values of another width than the manifest says, or not finite.
@@ -208,9 +211,13 @@ class Writer:
             data = np.ascontiguousarray(values).view(np.uint8).tobytes()
             self._place.write(f"{name}/{_shard(number)}.bin", data)
             sums[name] = _sums(data, block * values.dtype.itemsize * values.shape[1])
-        about = {"rows": size, "contexts": contexts, "sums": sums}
+        about = {"rows": size, "contexts": contexts, "dropped": dropped, "sums": sums}
         self._place.write(f"{_shard(number)}.json", json.dumps(about).encode())
         self.done[number] = contexts
+
+    def end(self, contexts: int) -> None:
+        """Notes that the store is whole when its shards are made of so many contexts."""
+        self._place.write(END, json.dumps({"contexts": contexts}).encode())
 
 
 def _shards(place: Any, path: Any) -> dict[int, dict[str, Any]]:
@@ -219,7 +226,8 @@ def _shards(place: Any, path: Any) -> dict[int, dict[str, Any]]:
     for number in sorted(int(n[:6]) for n in place.names() if n[:6].isdigit() and n.endswith(".json")):
         try:
             about = json.loads(place.read_all(f"{_shard(number)}.json"))
-            out[number] = {"rows": int(about["rows"]), "contexts": int(about["contexts"]), "sums": dict(about["sums"])}
+            counts = {name: int(about[name]) for name in ("rows", "contexts", "dropped")}
+            out[number] = {**counts, "sums": dict(about["sums"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"shard {number} of {path} is damaged: delete {_shard(number)}.json") from error
     return out
@@ -229,6 +237,8 @@ def _manifest(place: Any, path: Any) -> dict[str, Any]:
     try:
         said = json.loads(place.read_all("manifest.json"))
         version = said["version"]
+        if version == VERSION:
+            Manifest(said["sites"], said["dtype"], said["block"], dict(said["facts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is no store of activations, or its manifest.json is damaged: harvest again"
@@ -244,8 +254,12 @@ def _manifest(place: Any, path: Any) -> dict[str, Any]:
 class Store:
     """The whole shards of a store, as one table of rows in the order in which they were harvested.
 
+    Attributes:
+        whole: whether the harvest that wrote it came to its end.
+        dropped: tokens that were left out for their norm.
+
     Raises:
-        StoreError: there is no store, or one of another site, model or dtype than asked for.
+        StoreError: there is no store, one of another site, model or dtype than asked for, or one with a gap.
     """
 
     def __init__(self, path: str | Path, *, expect: Mapping[str, Any] | None = None, skip_damaged: bool = False):
@@ -265,6 +279,17 @@ class Store:
             if said["facts"].get(name) != value:
                 raise StoreError(f"{path} has {name} = {said['facts'].get(name)!r}, and {value!r} was asked for")
         shards = _shards(self._place, path)
+        if (gaps := sorted(set(range(max(shards, default=-1) + 1)) - set(shards))) and not skip_damaged:
+            raise StoreError(
+                f"{path} has no shard {', '.join(map(str, gaps))}, and some after: harvest again, which makes those "
+                "that are missing, or open the store with skip_damaged"
+            )
+        try:
+            end = json.loads(self._place.read_all(END))["contexts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            end = None
+        self.whole = end == sum(about["contexts"] for about in shards.values())
+        self.dropped = sum(about["dropped"] for about in shards.values())
         self._shards = list(shards)
         self._sums = [about["sums"] for about in shards.values()]
         counts = [about["rows"] for about in shards.values()]
@@ -311,7 +336,7 @@ class Store:
                 return None
             raise StoreError(
                 f"rows {first} to {first + rows - 1} of {self.path}/{file} are damaged (their checksum differs): "
-                "harvest that shard again, or open the store with skip_damaged"
+                f"delete {_shard(self._shards[shard])}.json there and harvest again, or open it with skip_damaged"
             )
         return raw.view(dtype).reshape(rows, width)
 
@@ -371,21 +396,25 @@ class Shuffled:
         batch: rows.
         seed: of the order.
         window: blocks that are mixed.
-        scale: what values are multiplied by.
+        blocks: numbers of those that are read; None reads all.
 
     Raises:
         StoreError: an unknown site, or fewer rows than a batch.
     """
 
-    def __init__(self, store: Store, sites: Any, batch: int, seed: int = 0, window: int = 64):
+    def __init__(
+        self, store: Store, sites: Any, batch: int, seed: int = 0, window: int = 64, blocks: Sequence[int] | None = None
+    ):
         self.store, self.sites, self.batch, self.seed, self.window = store, sites, batch, seed, window
+        self.blocks = np.arange(store.blocks) if blocks is None else np.asarray(blocks, int)
         self._names = (
             [sites] if isinstance(sites, str) else [n for s in sites for n in ([s] if isinstance(s, str) else s)]
         )
         for name in self._names:
             store.width(name)
-        if len(store) < batch:
-            raise StoreError(f"{store.path} holds {len(store)} rows, fewer than a batch of {batch}")
+        self.rows_an_epoch = rows = int(self._sizes().sum())
+        if rows < batch:
+            raise StoreError(f"{store.path} holds {rows} rows to read, fewer than a batch of {batch}")
         self._epoch, self._at = 0, 0
         self._held: tuple[Any, Rows | None] = (None, None)
         self._order: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -396,15 +425,19 @@ class Shuffled:
     def set_state(self, state: Mapping[str, int]) -> None:
         self._epoch, self._at = int(state["epoch"]), int(state["at"])
 
+    def _sizes(self) -> np.ndarray:
+        """Rows of each of the blocks."""
+        if not len(self.blocks):
+            return np.zeros(0, int)
+        shard, first = np.array(self.store._blocks)[self.blocks].T
+        return np.minimum(self.store.manifest.block, np.diff(self.store._edges)[shard] - first)
+
     def _windows(self) -> tuple[np.ndarray, np.ndarray]:
         """The order of blocks in this epoch, and where each window of rows ends."""
         if self._order is None or self._order[0] != self._epoch:
-            order = np.random.default_rng([self.seed, 0, self._epoch]).permutation(self.store.blocks)
-            edges = self.store._edges
-            shard, first = np.array(self.store._blocks).T
-            rows = np.minimum(self.store.manifest.block, np.diff(edges)[shard] - first)
-            ends = np.cumsum(rows[order])[np.r_[self.window - 1 : len(order) - 1 : self.window, len(order) - 1]]
-            self._order = (self._epoch, order, ends)
+            order = np.random.default_rng([self.seed, 0, self._epoch]).permutation(len(self.blocks))
+            edges = np.r_[self.window - 1 : len(order) - 1 : self.window, len(order) - 1]
+            self._order = (self._epoch, self.blocks[order], np.cumsum(self._sizes()[order])[edges])
         return self._order[1:]
 
     def _window(self, number: int, order: np.ndarray) -> Rows:
@@ -423,11 +456,13 @@ class Shuffled:
     def rows(self) -> Rows:
         """The next batch with tokens, documents and positions."""
         parts: list[Rows] = []
-        missing = self.batch
+        missing, begun = self.batch, self._epoch
         while missing:
             order, ends = self._windows()
             if self._at + missing > ends[-1]:  # the rest of the epoch fills no batch
                 self._epoch, self._at, parts, missing = self._epoch + 1, 0, [], self.batch
+                if self._epoch > begun + 1:
+                    raise StoreError(f"what of {self.store.path} is not damaged fills no batch of {self.batch} rows")
                 continue
             number = int(np.searchsorted(ends, self._at, side="right"))
             start = self._at - (int(ends[number - 1]) if number else 0)
@@ -482,6 +517,7 @@ class Foreign(Store):
 
     def __init__(self, path: str | Path, site: str = "x", block: int = 1024):
         self.path, self.skip_damaged, self.damaged = str(path), False, set()
+        self.whole, self.dropped = True, 0
         self._tables = _tables(Path(path))
         self.manifest = Manifest({site: self._tables[0].shape[1]}, "float32", block, {"source": "foreign"})
         counts = [len(t) for t in self._tables]
@@ -495,6 +531,7 @@ class Foreign(Store):
             about = np.full((len(table), 3), -1, np.int32)
             about[:, 1], about[:, 2] = shard, np.arange(first, first + len(table))
             return about
+        self.width(name)
         values = np.asarray(table, np.float32)
         if bad := int((~np.isfinite(values)).sum()):
             raise StoreError(f"{self.path} holds {bad} values that are NaN or infinite in rows from {first}: drop them")
@@ -509,7 +546,7 @@ def _tables(path: Path) -> list[np.ndarray]:
                 found = [np.load(file, mmap_mode="r", allow_pickle=False)]
             else:
                 found = list(files.map_safetensors(file).values())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise StoreError(f"{file} can't be read ({str(error)[:100]}): copy it again") from error
         for table in found:
             if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):

@@ -5,6 +5,7 @@ a config asks for and this decoder has not is refused by name, never left out.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -87,7 +88,14 @@ def build(config: Config, arrays: Mapping[str, Any], mesh: Mesh | None = None, d
         if mesh is None:
             value = jnp.asarray(read(...))
         else:
-            value = jax.make_array_from_callback(source.shape, NamedSharding(mesh, _value(specs[keys])), read)
+            spec = _value(specs[keys])
+            for size, axis in zip(source.shape, spec, strict=False):
+                if axis is not None and size % mesh.shape[axis]:
+                    raise ModelError(
+                        f"{path} of shape {source.shape} can't be split over {mesh.shape[axis]} devices: {size} is "
+                        "not a multiple of it; choose another mesh"
+                    )
+            value = jax.make_array_from_callback(source.shape, NamedSharding(mesh, spec), read)
         if not bool(jnp.isfinite(value).all()):
             raise ModelError(f"{path} holds NaN or infinite weights: copy the files again")
         flat[keys] = leaf.replace(value)
@@ -119,7 +127,7 @@ def _rotary(hf: Mapping[str, Any], d_head: int, kind: str | None = None, theta: 
     found = hf.get("rope_parameters") or {}
     found = found.get(kind, {}) if kind and kind in found else found
     scaling = found or (hf.get("rope_scaling") if theta is None else None) or {}
-    theta = theta or found.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base") or 10_000.0
+    theta = found.get("rope_theta") or theta or hf.get("rope_theta") or hf.get("rotary_emb_base") or 10_000.0
     part = found.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or hf.get("rotary_pct") or 1.0
     rotary = Rotary(float(theta), int(d_head * part))
     match scaling.get("rope_type", scaling.get("type", "default")):
@@ -234,10 +242,12 @@ def _gemma3(hf: Mapping[str, Any]) -> Config:
 
 
 class Piece(NamedTuple):
-    """Where a parameter stands: the tensor's name, and the view of it that we want."""
+    """Where a parameter stands: the tensor's name, the view of it that we want, and its shape where the view does not
+    say it."""
 
     name: str
     view: Callable[[Any], Any] = lambda x: x
+    shape: tuple[int, ...] | None = None
 
 
 def _norm_pieces(c: Config, ours: str, theirs: str, kind: str | None = None) -> dict[str, Piece]:
@@ -267,10 +277,10 @@ def _gpt2_pieces(c: Config) -> dict[str, Piece]:
         for part, name in enumerate("QKV"):
             W = lambda x, p=part: x[:, p * d : (p + 1) * d].reshape(d, h, k)  # noqa: E731
             b = lambda x, p=part: x[p * d : (p + 1) * d].reshape(h, k)  # noqa: E731
-            out[f"{ours}.attn.W_{name}"] = Piece(f"{theirs}.attn.c_attn.weight", W)
-            out[f"{ours}.attn.b_{name}"] = Piece(f"{theirs}.attn.c_attn.bias", b)
+            out[f"{ours}.attn.W_{name}"] = Piece(f"{theirs}.attn.c_attn.weight", W, (d, 3 * d))
+            out[f"{ours}.attn.b_{name}"] = Piece(f"{theirs}.attn.c_attn.bias", b, (3 * d,))
         out |= {
-            f"{ours}.attn.W_O": Piece(f"{theirs}.attn.c_proj.weight", lambda x: x.reshape(h, k, d)),
+            f"{ours}.attn.W_O": Piece(f"{theirs}.attn.c_proj.weight", lambda x: x.reshape(h, k, d), (h * k, d)),
             f"{ours}.attn.b_O": Piece(f"{theirs}.attn.c_proj.bias"),
             f"{ours}.mlp.W_in": Piece(f"{theirs}.mlp.c_fc.weight"),
             f"{ours}.mlp.b_in": Piece(f"{theirs}.mlp.c_fc.bias"),
@@ -290,11 +300,12 @@ def _neox_pieces(c: Config) -> dict[str, Piece]:
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         for part, name in enumerate("QKV"):
             W = lambda x, p=part: x.reshape(h, 3, k, d)[:, p].transpose(2, 0, 1)  # noqa: E731
-            out[f"{ours}.attn.W_{name}"] = Piece(f"{theirs}.attention.query_key_value.weight", W)
+            out[f"{ours}.attn.W_{name}"] = Piece(f"{theirs}.attention.query_key_value.weight", W, (3 * h * k, d))
             if c.qkv_bias:
                 b = lambda x, p=part: x.reshape(h, 3, k)[:, p]  # noqa: E731
-                out[f"{ours}.attn.b_{name}"] = Piece(f"{theirs}.attention.query_key_value.bias", b)
-        out[f"{ours}.attn.W_O"] = Piece(f"{theirs}.attention.dense.weight", lambda x: x.T.reshape(h, k, d))
+                out[f"{ours}.attn.b_{name}"] = Piece(f"{theirs}.attention.query_key_value.bias", b, (3 * h * k,))
+        dense = f"{theirs}.attention.dense.weight"
+        out[f"{ours}.attn.W_O"] = Piece(dense, lambda x: x.T.reshape(h, k, d), (d, h * k))
         if c.out_bias:
             out[f"{ours}.attn.b_O"] = Piece(f"{theirs}.attention.dense.bias")
         out |= {
@@ -317,10 +328,11 @@ def _llama_pieces(c: Config) -> dict[str, Piece]:
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         for name, heads in (("Q", c.heads), ("K", c.groups), ("V", c.groups)):
             proj = f"{theirs}.self_attn.{name.lower()}_proj"
-            out[f"{ours}.attn.W_{name}"] = Piece(f"{proj}.weight", partial(_heads_of, d, heads, k))
+            out[f"{ours}.attn.W_{name}"] = Piece(f"{proj}.weight", partial(_heads_of, d, heads, k), (heads * k, d))
             if c.qkv_bias:
-                out[f"{ours}.attn.b_{name}"] = Piece(f"{proj}.bias", partial(_by_head, heads, k))
-        out[f"{ours}.attn.W_O"] = Piece(f"{theirs}.self_attn.o_proj.weight", lambda x: x.T.reshape(c.heads, k, d))
+                out[f"{ours}.attn.b_{name}"] = Piece(f"{proj}.bias", partial(_by_head, heads, k), (heads * k,))
+        o_proj = f"{theirs}.self_attn.o_proj.weight"
+        out[f"{ours}.attn.W_O"] = Piece(o_proj, lambda x: x.T.reshape(c.heads, k, d), (d, c.heads * k))
         if c.out_bias:
             out[f"{ours}.attn.b_O"] = Piece(f"{theirs}.self_attn.o_proj.bias")
         for name, their in (("gate", "gate"), ("in", "up"), ("out", "down")):
@@ -396,7 +408,7 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
         return FAMILIES[kind].config(_Given(hf, _DEFAULTS.get(kind, {}))), FAMILIES[kind]
     except KeyError as error:
         raise ModelError(f"{place} does not say {error.args[0]}, which a {kind} needs: copy it again") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{place} holds a setting of the wrong kind ({error}): copy it again") from error
     except ModelError as error:
         raise ModelError(f"{place}: {error}") from error
@@ -487,6 +499,8 @@ def read_hugging_face(path: str | Path, mesh: Mesh | None = None, dtype: str = "
         raise ModelError(f"{folder}: {_some(extra)} not of a model with this config: the files don't belong together")
     arrays = {}
     for ours, piece in pieces.items():
+        if piece.shape not in (None, stored := found[piece.name].shape):
+            raise ModelError(f"{folder}: {piece.name} has shape {stored}, and by config.json it is {piece.shape}")
         try:
             arrays[ours] = piece.view(found[piece.name])
         except (ValueError, IndexError) as error:
@@ -590,7 +604,7 @@ def read_own(path: str | Path, mesh: Mesh | None = None) -> tuple[Transformer, d
     place = Path(path)
     if not (place / "checkpoints").is_dir():
         raise ModelError(f"{place} holds no model of ours: give a folder that checkpoints.save wrote")
-    kept = Checkpoints(place)
+    kept = Checkpoints(place, only_read=True)
     try:
         found = kept.restore()
     finally:
@@ -598,7 +612,9 @@ def read_own(path: str | Path, mesh: Mesh | None = None) -> tuple[Transformer, d
     if found is None:
         raise ModelError(f"{place} holds no model of ours: give a folder that checkpoints.save wrote")
     _, arrays, meta = found
-    return build(_config(meta["config"]), arrays, mesh), meta["about"]
+    if not (isinstance(meta, Mapping) and isinstance(meta.get("config"), Mapping) and "about" in meta):
+        raise ModelError(f"{place} holds a run's checkpoints and no model: give a folder that checkpoints.save wrote")
+    return build(_config(dict(meta["config"])), arrays, mesh), meta["about"]
 
 
 def _config(values: dict[str, Any]) -> Config:
@@ -609,6 +625,30 @@ def _config(values: dict[str, Any]) -> Config:
             given = values[name]
             values[name] = Rotary(**given | {"llama3": given["llama3"] and tuple(given["llama3"])})
     return Config(**values)
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 over a model's files, 16 hex digits: names, sizes, and 64 KiB at 64 places of each (all of small ones).
+
+    What tells two models of one name apart; tokenizers and texts beside the weights don't count.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise ModelError(f"{place} does not exist: give a Hugging Face folder, a llama2.c file or a folder of ours")
+    own = place / "checkpoints"
+    inside = own.rglob("*") if own.is_dir() else [*place.glob("*.safetensors"), place / "config.json"]
+    h = hashlib.sha256()
+    for file in sorted(p for p in (inside if place.is_dir() else [place]) if p.is_file()):
+        size = file.stat().st_size
+        h.update(f"{file.relative_to(place) if file != place else ''} {size}".encode())
+        with open(file, "rb") as f:
+            for start in sorted({max(0, (size - 2**16) * i // 63) for i in range(64)}):
+                f.seek(start)
+                h.update(f.read(2**16))
+    return h.hexdigest()[:16]
 
 
 def read(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Transformer:

@@ -55,7 +55,7 @@ class _Places:
     """Rows and columns of a text as offsets; columns of ``ast`` count UTF-8 bytes."""
 
     def __init__(self, text: str):
-        self.lines = text.splitlines(keepends=True) or [""]
+        self.lines = [f"{line}\n" for line in text.split("\n")]  # as tokenize and ast do: a form feed ends no line
         self.starts = [0]
         for line in self.lines:
             self.starts.append(self.starts[-1] + len(line))
@@ -124,7 +124,8 @@ def _by_token(text, places, mark) -> None:
             mark(places.at(row, 0), start, "indentation")
         elif name not in ("INDENT", "DEDENT", "ENDMARKER"):
             mark(start, end, f"depth {depth}" if depth < DEPTHS else _DEEP)
-        before = max(before, to_row)
+        if name not in ("INDENT", "DEDENT"):  # these stand on the row of the token that follows
+            before = max(before, to_row)
 
 
 _DEEP = f"depth {DEPTHS} or more"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from superpose.lm.transformer import Config, Transformer
+from superpose.lm.transformer import Config, Transformer, site_names
 
 _ALIASES = {
     r"hook_embed": "embed",
@@ -34,18 +34,8 @@ _ALIASES = {
 }
 
 
-def names(config: Config) -> list[str]:
-    """All sites of a model, in the order in which they are computed."""
-    c, out = config, ["embed"]
-    if c.positions == "learned":
-        out.append("pos_embed")
-    for layer in range(c.layers):
-        parts = ["resid_pre", "attn_in", "q", "k", "v", "pattern", "z", "attn_out"]
-        if c.d_mlp:
-            parts += [] if c.parallel else ["resid_mid"]
-            parts += ["mlp_in", "mlp_pre", *(["mlp_linear"] if c.gated else []), "mlp_post", "mlp_out"]
-        out += [f"{part}.{layer}" for part in (*parts, "resid_post")]
-    return [*out, "final_norm", "logits"]
+names = site_names
+"""All sites of a model, in the order in which they are computed."""
 
 
 def width(config: Config, site: str) -> int:

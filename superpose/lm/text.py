@@ -233,7 +233,7 @@ def _pieces(backend: tokenizers.Tokenizer) -> tuple[bytes, ...]:
     added = {t["id"] for t in said.get("added_tokens", [])}
     alphabet = _byte_alphabet()
     out = []
-    for i in range(backend.get_vocab_size()):
+    for i in range(max(backend.get_vocab().values(), default=-1) + 1):
         token = backend.id_to_token(i)
         if token is None or i in special:
             out.append(b"")
@@ -247,7 +247,12 @@ def _pieces(backend: tokenizers.Tokenizer) -> tuple[bytes, ...]:
 
 
 def tokenizer(backend: tokenizers.Tokenizer) -> Tokenizer:
-    """One of the ``tokenizers`` library; beginning and end of text are found by their usual names."""
+    """One of the ``tokenizers`` library; beginning and end of text are found by their usual names.
+
+    Its post-processor is left out: special tokens are added here, and some take the spaces out of the offsets.
+    """
+    if (said := json.loads(backend.to_str())).get("post_processor"):
+        backend = tokenizers.Tokenizer.from_str(json.dumps({**said, "post_processor": None}))
 
     def known(*names: str) -> int | None:
         return next((i for name in names if (i := backend.token_to_id(name)) is not None), None)

@@ -178,6 +178,20 @@ class Output(NamedTuple):
     captured: dict[str, Any]
 
 
+def site_names(config: Config) -> list[str]:
+    """All sites of a model, in the order in which they are computed."""
+    c, out = config, ["embed"]
+    if c.positions == "learned":
+        out.append("pos_embed")
+    for layer in range(c.layers):
+        parts = ["resid_pre", "attn_in", "q", "k", "v", "pattern", "z", "attn_out"]
+        if c.d_mlp:
+            parts += [] if c.parallel else ["resid_mid"]
+            parts += ["mlp_in", "mlp_pre", *(["mlp_linear"] if c.gated else []), "mlp_post", "mlp_out"]
+        out += [f"{part}.{layer}" for part in (*parts, "resid_post")]
+    return [*out, "final_norm", "logits"]
+
+
 class _Taps:
     """Edits what passes a named place, and keeps what was asked for; one for each function that XLA sees whole."""
 
@@ -403,18 +417,25 @@ class Transformer(nnx.Module):
             edits: site -> function (value, At) -> value of the same shape.
 
         Raises:
-            ValueError: more tokens than the context or the cache has space for.
+            ValueError: more tokens than the context or the cache has space for (a cache whose length is traced is not
+                looked into), or a site that the model has not.
         """
         c, tokens = self.config, jnp.asarray(tokens)
         edits = edits or {}
+        if unknown := {*capture, *edits}.difference(site_names(c)):
+            raise ValueError(
+                f"the model has no site {', '.join(sorted(unknown))}: lm.sites.names lists those that it has, "
+                "lm.sites.resolve understands TransformerLens' names"
+            )
         T, start = tokens.shape[1], jnp.int32(0)
         if cache is not None:
             if pad is not None:
                 raise ValueError("the cache knows the padding: give pad to empty_cache alone")
             start, pad = cache.length, cache.pad
             space = cache.keys[0].shape[1]
-            if T > space:
-                raise ValueError(f"{T} tokens don't fit in a cache with space for {space}")
+            held = 0 if isinstance(start, jax.core.Tracer) else int(start)
+            if held + T > space:
+                raise ValueError(f"{T} tokens more than {held} don't fit in a cache with space for {space}")
         elif T > c.context and c.positions == "learned":
             raise ValueError(f"{T} tokens are more than the context of {c.context}")
         pad = None if pad is None else jnp.asarray(pad)

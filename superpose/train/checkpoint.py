@@ -150,10 +150,10 @@ class Checkpoints:
     ``metrics.jsonl`` holds what a seed determines, ``timing.jsonl`` what the clock does.
     """
 
-    def __init__(self, path: Path, keep: int = 2):
+    def __init__(self, path: Path, keep: int = 2, *, only_read: bool = False):
         self.path = Path(path)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        options = ocp.CheckpointManagerOptions(  # what a killed save left is cleaned up, but not under who may save now
+            max_to_keep=keep, cleanup_tmp_directories=not only_read, enable_async_checkpointing=False
         )
         handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
