@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from matplotlib.axes import Axes
 
 from experiments import check, kinds, language
-from experiments.ledger import Claim
-from superpose import plot
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import sites
@@ -262,30 +259,29 @@ def study(config: Any, key: jax.Array, workdir: Any) -> Study:
     return Study(texts, model, saes, names, out)
 
 
-def recovered_bars(ax: Axes, results: dict[str, Any], names: Sequence[str]) -> None:
-    """Cross-entropy recovered of zero and of mean ablation, of what was spliced in, and below what each costs."""
+def recovered_bars(results: dict[str, Any], names: Sequence[str]) -> tuple[list[str], dict[str, tuple]]:
+    """What ``plot.interval_bars`` draws of cross-entropy recovered: below each name what splicing it in costs."""
     at = [list(results["fidelity_names"]).index(name) for name in names]
     costs = results["fidelity_delta"][at, 0]
-    plot.interval_bars(ax, [f"{n}\n{d:+.3f} nats" for n, d in zip(names, costs, strict=True)], {
+    return [f"{n}\n{d:+.3f} nats" for n, d in zip(names, costs, strict=True)], {
         "of zero ablation": (results["fidelity_recovered_zero"][at], "#3f6fb5"),
         "of mean ablation": (results["fidelity_recovered_mean"][at], "#e08a3c"),
-    })  # fmt: skip
+    }
 
 
-def beside_untrained(results: dict[str, Any]) -> Claim:
-    """What the widest SAE recovers, beside that of an untrained model's SAE in its own model."""
+def beside_untrained(results: dict[str, Any]) -> str:
+    """What the widest SAE recovers, beside that of an untrained model's SAE in its own model, for a claim's note."""
 
     def of(prefix, part, name):
         return float(results[f"{prefix}{part}"][list(results[f"{prefix}names"]).index(name)][0])
 
-    widest = str(results["names"][-1])
-    trained, other = of("fidelity_", "kl_zero", widest), of("control_fidelity_", "kl_zero", "control")
+    trained = of("fidelity_", "kl_zero", str(results["names"][-1]))
+    other = of("control_fidelity_", "kl_zero", "control")
     cost = of("control_fidelity_", "delta", "zero")
-    return Claim(
-        f"KL recovered of zero ablation: {widest} less an untrained model's SAE in that model",
-        "control (arXiv 2501.17727): reported", [-1.0, 1.0], trained - other, 0.0, "in",
-        note=f"{trained:.3f} and {other:.3f}; in the untrained model zero ablation costs {cost:+.3f} nats",
-    )  # fmt: skip
+    return (
+        f"KL recovered of zero ablation {trained:.3f}; by an untrained model's SAE in that model, where zero ablation "
+        f"costs {cost:+.3f} nats, {other:.3f}"
+    )
 
 
 def by_bin(

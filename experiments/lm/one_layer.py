@@ -47,7 +47,7 @@ def draw(results, config):
 
     ax = axes[0, 1]
     order = [n for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
-    latents.recovered_bars(ax, results, order)
+    plot.interval_bars(ax, *latents.recovered_bars(results, order))
     ax.set(ylim=(0, 1.02), title=f"cross-entropy recovered at {config.site} (95 % over documents)")
     ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
 
@@ -108,7 +108,8 @@ def claims(results, config):
         Claim(f"cross-entropy recovered of zero ablation, {names[-1]}",
               f"{PAPER}: 0.79 for A/1 (8x, L1), 0.945 for A/5 (256x)", 0.79, by_width[-1], 0.0, ">="),
         Claim(f"KL to the clean model: {names[-1]} below PCA and neurons of as many numbers a token (ratio)",
-              "control", 1.0, kl[names[-1]] / min(kl[n] for n in baselines), 0.0, "<="),
+              "control", 1.0, kl[names[-1]] / min(kl[n] for n in baselines), 0.0, "<=",
+              note=latents.beside_untrained(results)),
         Claim(f"share of the {common.sum()} labels whose best latent has a higher F1 than the best neuron",
               f"{PAPER}: features are cleaner than neurons; band, for the source differs by Python", 0.7,
               float((f1["latent"] > f1["neuron"]).mean()), 0.0, ">=", note="" if over else ALWAYS),
@@ -120,10 +121,8 @@ def claims(results, config):
         Claim("correlation with the label, best latent less best neuron, mean over labels", PAPER, 0.0,
               float(correlation.mean()), 0.0, ">="),
         Claim("F1 of the best latent less that of an SAE of an untrained model, mean over labels",
-              "control (arXiv 2501.17727)", 0.0, float((f1["latent"] - f1["control"]).mean()), 0.0, ">="),
-        latents.beside_untrained(results),
-        Claim("labels whose best latent is above the best set of token ids (share): what the context adds",
-              "reported", [0.0, 1.0], float((f1["latent"] > f1["token"]).mean()), 0.0, "in"),
+              "control (arXiv 2501.17727)", 0.0, float((f1["latent"] - f1["control"]).mean()), 0.0, ">=",
+              note=f"above the best set of token ids, too: {(f1['latent'] > f1['token']).mean():.0%} of labels"),
     ]  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def draw(results, config):
     )
     order = [str(n) for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
     if order:
-        latents.recovered_bars(axes[2], results, order)
+        plot.interval_bars(axes[2], *latents.recovered_bars(results, order))
         on = "harvested" if results["texts_harvested"] else "other"
         axes[2].set_title(f"cross-entropy recovered, {on} texts")
         axes[2].legend(fontsize=8, loc="lower left")

@@ -100,9 +100,10 @@ def claims(results, config):
             Claim(f"{name}: F1 of the best latent less that of the best random direction", "control", 0.0,
                   f1 - others["random"], 0.0, ">="),
             Claim(f"{name}: F1 of the best latent less that of an SAE of an untrained model", "control (arXiv "
-                  "2501.17727)", 0.0, f1 - others["control"], 0.0, ">="),
+                  "2501.17727)", 0.0, f1 - others["control"], 0.0, ">=",
+                  note=latents.beside_untrained(results)),
         ]  # fmt: skip
-    return [*out, latents.beside_untrained(results)]
+    return out
 
 
 def _rank_correlation(values):

@@ -226,8 +226,8 @@ def _shards(place: Any, path: Any) -> dict[int, dict[str, Any]]:
     for number in sorted(int(n[:6]) for n in place.names() if n[:6].isdigit() and n.endswith(".json")):
         try:
             about = json.loads(place.read_all(f"{_shard(number)}.json"))
-            counts = {name: int(about[name]) for name in ("rows", "contexts", "dropped")}
-            out[number] = {**counts, "sums": dict(about["sums"])}
+            counts = {"rows": int(about["rows"]), "contexts": int(about["contexts"])}
+            out[number] = {**counts, "dropped": int(about.get("dropped", 0)), "sums": dict(about["sums"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"shard {number} of {path} is damaged: delete {_shard(number)}.json") from error
     return out
