@@ -69,7 +69,7 @@ def draw(results, config):
         (axes[1], "delta", "cost in nats per token"),
     ):
         values = results[f"fidelity_{part}"]
-        plot.interval_bars(ax, results["sites"], {
+        plot.interval_bars(ax, [str(site) for site in results["sites"]], {
             name: (values[:, names.index(name)], f"C{k}") for k, name in enumerate(shown)
         })  # fmt: skip
         ax.set_title(title)
