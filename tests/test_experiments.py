@@ -79,8 +79,8 @@ def configs():
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                many = path.stem in ("pareto", "synth_benchmark", "one_layer", "scripts")  # of what is to be compiled
-                slow = path.parent.name in ("sae", "lm") and (variant != "quick" or many)
+                few = path.stem in ("toy_to_sae", "absorption", "small")  # of what is to be compiled
+                slow = path.parent.name in ("sae", "lm") and (variant != "quick" or not few)
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
 

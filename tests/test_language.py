@@ -96,6 +96,7 @@ def test_saes_are_trained_exported_and_spliced_in(folder, store, tmp_path):
     assert back.arch.d_sae == 40
 
 
+@pytest.mark.ci
 def test_transcoders_and_crosscoders(folder, store, tmp_path):
     corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
     across = {"reads": "mlp_in.1", "sites": ("mlp_out.1",)}
@@ -172,6 +173,7 @@ def test_every_layer_of_the_stories_model_gets_its_sae(tmp_path):
         assert (back.metadata.site, back.arch.d_sae) == (site, 128)
 
 
+@pytest.mark.ci
 def test_what_can_t_be_exported_or_decoded_is_said(folder, store, tmp_path, capsys):
     shutil.copytree(folder / "texts", tmp_path / "texts")
     (tmp_path / "texts" / "utf16.txt").write_text("import json", encoding="utf-16")
