@@ -2,9 +2,9 @@
 
     make bench                              (or: python -m benchmarks.lm --peer .venv-peers/bin/python)
 
-Both sides run the same random models over contexts of 128 tokens up to the same site and end with the rows on the host;
-they are timed in turn in one run, medians over the rounds. Prints a table and writes
-benchmarks/results/lm_<device>.json.
+Both sides run the same random models up to the same site and end with the rows on the host; they are timed in turn in
+one run, medians over the rounds. On an accelerator a model of Gemma 2 2B's shape, in bfloat16, is one more. Prints a
+table and writes benchmarks/results/lm_<device>.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.peer_lm import CONTEXT, MODELS
+from benchmarks.peer_lm import LARGE, MODELS, SIZE, Model
 from benchmarks.peer_sae import data
 from benchmarks.sae import ours as sae_step
 from benchmarks.toy import device_name, matmul_rate, peer
@@ -34,30 +34,31 @@ CONTEXTS, BATCH = 256, 32
 D, F, ROWS = 512, 4096, 2048
 
 
-def texts(vocab: int, contexts: int) -> Texts:
+def texts(model: Model, contexts: int) -> Texts:
     rng = np.random.default_rng(0)
-    full = np.full(contexts, CONTEXT, np.int32)
+    full = np.full(contexts, model.context, np.int32)
     numbers = np.arange(contexts, dtype=np.int32)
-    return Texts(rng.integers(0, vocab, (contexts, CONTEXT)).astype(np.int32), full, numbers, 0 * numbers)
+    tokens = rng.integers(0, model.config["vocab_size"], (contexts, model.context)).astype(np.int32)
+    return Texts(tokens, full, numbers, 0 * numbers)
 
 
-def products(name: str) -> float:
+def products(folder: Path, model: Model) -> float:
     """Floating-point operations per token of the matrix products up to the site, attention over the whole context."""
-    values, site = MODELS[name]
-    d, wide = values["n_embd"], values.get("n_inner", 4 * values["n_embd"])
-    attention, up, down = 8 * d * d + 4 * CONTEXT * d, 2 * d * wide, 2 * d * wide
-    layers = int(site.split(".")[1]) + 1
-    return layers * (attention + up + down) - (down if site.startswith("mlp_post") else 0)
+    c, _ = checkpoints.read_config(folder)
+    attention = 4 * c.d_model * c.d_head * (c.heads + c.groups) + 4 * model.context * c.heads * c.d_head
+    part, number = model.site.split(".")
+    maps = 3 if c.gated else 2
+    return (int(number) + 1) * (attention + 2 * maps * c.d_model * c.d_mlp) - (
+        2 * c.d_model * c.d_mlp if part == "mlp_post" else 0
+    )
 
 
-def harvest(folder: Path, name: str) -> dict[str, float]:
-    """Tokens per second, and how far the rows are from the peer's."""
-    values, site = MODELS[name]
-    model = checkpoints.read(folder / name)
-    run = sites.capture(model, [site])
-    want, tokens = np.load(folder / name / "rows.npy"), np.load(folder / name / "tokens.npy")
-    off = np.abs(np.asarray(run(tokens)[site]).reshape(want.shape) - want).max() / want.std()
-    made = Harvest(run, texts(values["vocab_size"], CONTEXTS), BATCH)
+def harvest(folder: Path, model: Model) -> dict[str, float]:
+    """Tokens per second, how far the rows are from the peer's, and the work of a token."""
+    run = sites.capture(checkpoints.read(folder, dtype=model.dtype), [model.site])
+    want, tokens = np.load(folder / "rows.npy"), np.load(folder / "tokens.npy")
+    found = np.asarray(run(tokens)[model.site].astype(np.float32)).reshape(want.shape)
+    made = Harvest(run, texts(model, CONTEXTS), BATCH)
     for _ in made.rows(np.arange(BATCH)):
         pass
     times = []
@@ -66,7 +67,11 @@ def harvest(folder: Path, name: str) -> dict[str, float]:
         for _ in made.rows(np.arange(CONTEXTS)):
             pass
         times.append(time.perf_counter() - clock)
-    return {"tokens/s": CONTEXTS * CONTEXT / statistics.median(times), "off": float(off)}
+    return {
+        "tokens/s": CONTEXTS * model.context / statistics.median(times),
+        "off": float(np.abs(found - want).max() / want.std()),
+        "work": products(folder, model),
+    }
 
 
 def store(folder: Path, shards: int = 8, rows: int = 16_384) -> dict[str, float]:
@@ -95,32 +100,37 @@ def main() -> int:
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     seen: dict[str, list[float]] = {}
     note = lambda name, value: seen.setdefault(name, []).append(value)  # noqa: E731
-    off = {}
+    off, work = {}, {}
+    large = jax.default_backend() != "cpu"
+    models = {**MODELS, **LARGE} if large else MODELS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        peer(args.peer, "peer_lm.py", "make", folder)
+        peer(args.peer, "peer_lm.py", "make", folder, *models)
         start, batches = data(D, F, ROWS)
         for r in range(args.rounds):
             print(f"round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            for name in MODELS:
+            for name, model in models.items():
                 theirs = peer(args.peer, "peer_lm.py", "harvest", folder, name, CONTEXTS, BATCH)
                 note(f"{name} transformers", theirs["tokens/s"])
-                note("torch GF/s", theirs["gflops"])
-                mine = harvest(folder, name)
+                note(f"torch {model.dtype} GF/s", theirs["gflops"])
+                mine = harvest(folder / name, model)
                 note(f"{name} ours", mine["tokens/s"])
-                off[name] = mine["off"]
-            note("jax GF/s", matmul_rate())
+                note(f"jax {model.dtype} GF/s", matmul_rate(SIZE[large], dtype=model.dtype))
+                off[name], work[name] = mine["off"], mine["work"]
             for name, rate in store(folder / f"store{r}").items():
                 note(f"store {name}", rate)
             note("SAE", ROWS / sae_step("topk", start, batches, 6)["seconds"])
     median = {k: statistics.median(v) for k, v in seen.items()}
-    faster = median["jax GF/s"] / median["torch GF/s"]
-    ratios = {f"{n}: ours / transformers, tokens per second (>= 2)": median[f"{n} ours"] / median[f"{n} transformers"]
-              for n in MODELS}  # fmt: skip
-    ratios |= {f"{n}: the same, matrix rates divided out": median[f"{n} ours"] / median[f"{n} transformers"] / faster
-               for n in MODELS}  # fmt: skip
-    ratios |= {f"{n}: share of its own matrix rate, {who}": median[f"{n} {who}"] * products(n) / median[rate] / 1e9
-               for n in MODELS for who, rate in (("ours", "jax GF/s"), ("transformers", "torch GF/s"))}  # fmt: skip
+    ratios: dict[str, float] = {}
+    for n, model in models.items():
+        us, them = median[f"{n} ours"], median[f"{n} transformers"]
+        rate, peer_rate = median[f"jax {model.dtype} GF/s"], median[f"torch {model.dtype} GF/s"]
+        ratios |= {
+            f"{n}: ours / transformers, tokens per second" + (" (>= 2)" if n in MODELS else ""): us / them,
+            f"{n}: the same, matrix rates divided out": us / them / rate * peer_rate,
+            f"{n}: share of its own matrix rate, ours": us * work[n] / rate / 1e9,
+            f"{n}: share of its own matrix rate, transformers": them * work[n] / peer_rate / 1e9,
+        }
     ratios |= {f"store {n} / what an SAE (d=512, F=4096, TopK) consumes (> 1)": median[f"store {n}"] / median["SAE"]
                for n in ("write", "read")}  # fmt: skip
     about: dict[str, Any] = {

@@ -42,8 +42,9 @@ def dictionary_learning(start, k, lr):
 
     d, F = start["W_enc"].shape
     trainer = TopKTrainer(
-        steps=10**6, activation_dim=d, dict_size=F, k=k, layer=0, lm_name="", lr=lr, warmup_steps=0, device="cpu"
-    )
+        steps=10**6, activation_dim=d, dict_size=F, k=k, layer=0, lm_name="", lr=lr, warmup_steps=0,
+        device=str(torch.get_default_device()),
+    )  # fmt: skip
     ae = trainer.ae
     ae.encoder.weight.data, ae.decoder.weight.data = (torch.tensor(start["W_dec"].copy()) for _ in range(2))
     ae.decoder.weight.data = ae.decoder.weight.data.T.contiguous()
@@ -76,13 +77,19 @@ def data(d, F, batch):
 def main():
     import torch
 
+    if torch.cuda.is_available():  # products of float32 in TF32, as JAX computes them there
+        torch.set_default_device("cuda")
+        torch.set_float32_matmul_precision("high")
+    done = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     what, d, F, batch, k, steps = sys.argv[1], *map(int, sys.argv[2:7])
     if what == "matmul":
         x, W = torch.randn(batch, d), torch.randn(d, F)
         times = []
         for _ in range(steps):
+            done()
             clock = time.perf_counter()
             x @ W
+            done()
             times.append(time.perf_counter() - clock)
         print(json.dumps({"seconds": statistics.median(times)}))
         return
@@ -91,8 +98,10 @@ def main():
     times, losses = [], []
     for i in range(steps):
         x = torch.tensor(batches[i % len(batches)])
+        done()
         clock = time.perf_counter()
         losses.append(step(x, i))
+        done()
         times.append(time.perf_counter() - clock)
     print(json.dumps({"seconds": statistics.median(times[1:]), "losses": losses}))
 

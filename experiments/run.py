@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__":  # until there is something to say: Ctrl-C while libraries load ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -222,17 +223,16 @@ def main(argv) -> int:
     if CONFIG.value is None:
         print("give the experiment's config, e.g. --config=configs/toy/pentagon.py:quick", file=sys.stderr)
         return 2
-    again = shlex.join(["python", "-m", "experiments.run", *_arguments(drop=("restart",))])
     command = shlex.join(["python", "-m", "experiments.run", *_arguments(drop=("restart", "workdir", "out"))])
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     try:
         return execute(CONFIG.value, WORKDIR.value, OUT.value, DRAW_ONLY.value, RESTART.value, command)
     except Stopped as stop:
-        print(f"{stop}; go on with:\n  {again}", file=sys.stderr)
+        print(f"{stop}; go on with:\n  {_again()}", file=sys.stderr)
         return 128 + stop.signum
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        print(f"stopped at once; what was saved before stands, go on with:\n  {again}", file=sys.stderr)
-        return 128 + number
+    except KeyboardInterrupt as twice:  # a second signal, while the first waits for a save
+        _stop(twice.args[0] if twice.args else signal.SIGINT)
     except (ValueError, WorkdirError, results.ResultError) as error:
         if os.environ.get("SUPERPOSE_TRACEBACK"):
             raise
@@ -249,9 +249,21 @@ def main(argv) -> int:
         )
         return 1
     finally:  # all is written: a signal that comes while Python shuts down ends it, and says no more
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
+
+
+def _again() -> str:
+    """The command that goes on with this run."""
+    return shlex.join(["python", "-m", "experiments.run", *_arguments(drop=("restart",))])
+
+
+def _stop(signum, frame=None) -> NoReturn:
+    """Ends here and now, as kill -9 would: what a handler raises amid a library's callback is dropped or crashes."""
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # which a progress bar had hidden
+    said = f"{cursor}stopped at once; what was saved before stands, go on with:\n  {_again()}\n"
+    os.write(2, said.encode())
+    os._exit(128 + signum)
 
 
 def _arguments(drop: tuple[str, ...]) -> list[str]:
@@ -287,28 +299,7 @@ def _parse(argv):
         sys.exit(2)
 
 
-def _interrupt(signum, frame):
-    raise KeyboardInterrupt(signum)
-
-
-def _listen() -> None:
-    """A stop raises KeyboardInterrupt; one that arrives inside a finaliser, where Python would drop it, comes again."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
-    reported = sys.unraisablehook
-
-    def unraisable(dropped):
-        if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            return reported(dropped)
-        number = dropped.exc_value.args[0] if dropped.exc_value.args else signal.SIGINT
-        signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(number))
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-
-    sys.unraisablehook = unraisable
-
-
 def cli() -> None:
-    _listen()
     # one CPU device per core: populations of small models spread over devices, not inside one matrix product
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -45,7 +45,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     def note(signum, frame):
         if seen:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(signum)
         seen.append(signum)
         say("stopping at the end of this chunk of steps; once more to stop at once without saving")
 
