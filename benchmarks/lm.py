@@ -30,7 +30,7 @@ from superpose.interp.store import Manifest, Rows, Shuffled, Store, Writer
 from superpose.lm import checkpoints, sites
 
 HERE = Path(__file__).parent
-CONTEXTS, BATCH = 256, 32
+BATCH = 32
 D, F, ROWS = 512, 4096, 2048
 
 
@@ -58,17 +58,17 @@ def harvest(folder: Path, model: Model) -> dict[str, float]:
     run = sites.capture(checkpoints.read(folder, dtype=model.dtype), [model.site])
     want, tokens = np.load(folder / "rows.npy"), np.load(folder / "tokens.npy")
     found = np.asarray(run(tokens)[model.site].astype(np.float32)).reshape(want.shape)
-    made = Harvest(run, texts(model, CONTEXTS), BATCH)
+    made = Harvest(run, texts(model, model.contexts), BATCH)
     for _ in made.rows(np.arange(BATCH)):
         pass
     times = []
     for _ in range(5):
         clock = time.perf_counter()
-        for _ in made.rows(np.arange(CONTEXTS)):
+        for _ in made.rows(np.arange(model.contexts)):
             pass
         times.append(time.perf_counter() - clock)
     return {
-        "tokens/s": CONTEXTS * model.context / statistics.median(times),
+        "tokens/s": model.contexts * model.context / statistics.median(times),
         "off": float(np.abs(found - want).max() / want.std()),
         "work": products(folder, model),
     }
@@ -110,7 +110,7 @@ def main() -> int:
         for r in range(args.rounds):
             print(f"round {r + 1} of {args.rounds}", file=sys.stderr, flush=True)
             for name, model in models.items():
-                theirs = peer(args.peer, "peer_lm.py", "harvest", folder, name, CONTEXTS, BATCH)
+                theirs = peer(args.peer, "peer_lm.py", "harvest", folder, name, BATCH)
                 note(f"{name} transformers", theirs["tokens/s"])
                 note(f"torch {model.dtype} GF/s", theirs["gflops"])
                 mine = harvest(folder / name, model)

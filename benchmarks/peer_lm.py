@@ -1,7 +1,7 @@
 """The peer's harvest, transformers on torch with a hook: a script for its Python (`make peers`); one line of JSON.
 
     python benchmarks/peer_lm.py make FOLDER NAME ... # random models as folders, and what stands at their sites
-    python benchmarks/peer_lm.py harvest FOLDER NAME CONTEXTS BATCH
+    python benchmarks/peer_lm.py harvest FOLDER NAME BATCH
 
 The pass ends at the hook: nothing after the site is computed.
 """
@@ -21,6 +21,7 @@ class Model(NamedTuple):
     config: dict
     site: str
     context: int = 128
+    contexts: int = 256
     dtype: str = "float32"
 
 
@@ -34,7 +35,7 @@ LARGE = {
     "gemma_2_2b": Model(
         "Gemma2", dict(vocab_size=256_000, hidden_size=2304, num_hidden_layers=26, num_attention_heads=8,
                        num_key_value_heads=4, head_dim=256, intermediate_size=9216, query_pre_attn_scalar=256,
-                       sliding_window=4096, max_position_embeddings=8192), "resid_post.12", 1024, "bfloat16")
+                       sliding_window=4096, max_position_embeddings=8192), "resid_post.12", 1024, 128, "bfloat16")
 }  # fmt: skip
 """For an accelerator."""
 FOR = {"GPT2": "GPT2LMHeadModel", "Gemma2": "Gemma2ForCausalLM"}
@@ -97,19 +98,19 @@ def main():
             np.save(folder / name / "rows.npy", passes(model, name)(tokens).float().numpy())
         print(json.dumps({}))
         return
-    name, contexts, batch = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    name, batch = sys.argv[3], int(sys.argv[4])
     m = {**MODELS, **LARGE}[name]
     dtype = getattr(torch, m.dtype)
     model = getattr(transformers, FOR[m.family]).from_pretrained(folder / name, dtype=dtype).eval()
     if gpu:
         model = model.cuda()
-    tokens = torch.randint(0, m.config["vocab_size"], (contexts, m.context))
+    tokens = torch.randint(0, m.config["vocab_size"], (m.contexts, m.context))
     run = passes(model, name)
     run(tokens[:batch])
     times = []
     for _ in range(5):
         clock = time.perf_counter()
-        for i in range(0, contexts, batch):
+        for i in range(0, m.contexts, batch):
             run(tokens[i : i + batch])
         times.append(time.perf_counter() - clock)
     size = SIZE[gpu]
@@ -121,7 +122,7 @@ def main():
         if gpu:
             torch.cuda.synchronize()
         products.append(time.perf_counter() - clock)
-    rate = contexts * m.context / statistics.median(times)
+    rate = m.contexts * m.context / statistics.median(times)
     print(json.dumps({"tokens/s": rate, "gflops": 2 * size**3 / statistics.median(products[1:]) / 1e9}))
 
 

@@ -304,6 +304,8 @@ def cli() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", cores or 1)
+    if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:  # a GPU would round products to 10 bits, a TPU to 7
+        jax.config.update("jax_default_matmul_precision", "highest")
     app.run(main, flags_parser=_parse)
 
 

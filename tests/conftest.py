@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as experiments.run has it on every device
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker and hasattr(os, "sched_setaffinity"):  # a core for each process: XLA's threads would get in each other's way
     cores = sorted(os.sched_getaffinity(0))

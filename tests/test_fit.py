@@ -355,7 +355,7 @@ def test_hooks_run_where_they_belong():
 
     w, trace, losses = start.astype(np.float64), 0.0, []
     for t in range(STEPS):
-        np.testing.assert_allclose(result.records["w"][t], w, rtol=1e-5)
+        np.testing.assert_allclose(result.records["w"][t], w, rtol=1e-5, atol=1e-6)
         batch = stream.batch(t)
         losses.append(0.5 * ((w - batch) ** 2).sum(1))
         trace = 0.8 * trace + 2 * (w - batch) + w

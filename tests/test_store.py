@@ -1,6 +1,7 @@
 """Activations: harvested, kept, damaged, killed, read back in order and mixed; models that are not ours."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -337,7 +338,11 @@ def test_two_hosts_make_the_store_of_one(tmp_path):
     code = HOST.format(port=port, tests=str(Path(__file__).parent), path=str(tmp_path / "two"))
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},  # two processes can't share a GPU's collectives
         )
         for i in range(2)
     ]
