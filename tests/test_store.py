@@ -1,7 +1,6 @@
 """Activations: harvested, kept, damaged, killed, read back in order and mixed; models that are not ours."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -329,6 +328,7 @@ print(len(Store({path!r})))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="two processes can't share a GPU's collectives")
 def test_two_hosts_make_the_store_of_one(tmp_path):
     t = texts(50)
     Harvest(run(), t, batch=4).save(tmp_path / "one", FACTS, dtype="float32", shard=4, block=8)
@@ -338,11 +338,7 @@ def test_two_hosts_make_the_store_of_one(tmp_path):
     code = HOST.format(port=port, tests=str(Path(__file__).parent), path=str(tmp_path / "two"))
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(i)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},  # two processes can't share a GPU's collectives
+            [sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for i in range(2)
     ]
