@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import linen, nnx
+from fsspec.implementations.memory import MemoryFileSystem
 
 from superpose.interp import store
 from superpose.interp.harvest import Choice, Harvest, Live, Texts
@@ -173,6 +174,27 @@ def test_rows_come_back_in_order_and_mixed(place, tmp_path):
     again = np.concatenate([next(stream) for _ in range(19)])
     assert stream.get_state() == {"epoch": 1, "at": 380}
     assert not np.array_equal(seen, again)
+
+
+def test_a_network_that_fails_is_no_damage(tmp_path, monkeypatch):
+    path = f"memory://{tmp_path}/s"
+    x = filled(path)
+    back = Store(path, skip_damaged=True)
+
+    def cut(self, *args, **more):
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as m:
+        m.setattr(MemoryFileSystem, "cat_file", cut)
+        with pytest.raises(WorkdirError, match=r"x/000000\.bin can't be reached \(TimeoutError: no answer\); what is"):
+            next(back.batches(["x"], 50))
+        with pytest.raises(WorkdirError, match=r"manifest\.json can't be reached"):
+            Store(path)
+        m.setattr(MemoryFileSystem, "pipe_file", cut)
+        with pytest.raises(WorkdirError, match=r"can't be reached"):
+            Writer(f"memory://{tmp_path}/other", Manifest({"x": 4}))
+    assert not back.damaged
+    np.testing.assert_array_equal(np.concatenate([r.values["x"] for r in back.batches(["x"], 50)]), x)
 
 
 def test_a_position_is_all_that_a_shuffled_reader_remembers(tmp_path):

@@ -11,9 +11,10 @@ those measured (docs/language_models.md). A path may be a folder, or an address 
 fsspec knows (gs://, s3://).
 """
 
+import functools
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Int
 
 from superpose import files
-from superpose.train.checkpoint import is_left_over, write_atomically
+from superpose.train.checkpoint import WorkdirError, is_left_over, write_atomically
 
 VERSION = 1
 ABOUT = "about"
@@ -61,8 +62,29 @@ class _Place(Protocol):
     def read_all(self, name: str) -> bytes: ...
 
 
+def _asked(method: Callable) -> Callable:
+    """What a disk or a network refuses is no damage: nothing is known of the rows."""
+
+    @functools.wraps(method)
+    def ask(place, *args):
+        try:
+            return method(place, *args)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, WorkdirError):
+            raise
+        except place.refusals as error:
+            where = "/".join([str(place.path), *args[:1]])
+            raise WorkdirError(
+                f"{where} can't be reached ({type(error).__name__}: {error}); what is there stands: mend that, and "
+                "give the same command again"
+            ) from error
+
+    return ask
+
+
 class _Folder:
     """A local folder; shards are mapped."""
+
+    refusals = OSError
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -73,14 +95,17 @@ class _Folder:
             return []
         return [p.name for p in self.path.iterdir() if p.is_file() and not is_left_over(p)]
 
+    @_asked
     def write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
 
+    @_asked
     def read(self, name: str, start: int, end: int) -> np.ndarray:
         if name not in self._maps:
             self._maps[name] = np.memmap(self.path / name, np.uint8, mode="r")
         return self._maps[name][start:end]
 
+    @_asked
     def read_all(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
@@ -88,12 +113,16 @@ class _Folder:
 class _Remote:
     """An address that fsspec knows (memory://, gs://, s3://); a read is a request for a range."""
 
+    refusals = Exception  # not all of its drivers raise OSError
+
     def __init__(self, address: str):
+        self.path = address
         try:
             self._files, self._root = fsspec.core.url_to_fs(address)
         except (ImportError, ValueError) as error:
             raise StoreError(f"{address} can't be opened ({error})") from error
 
+    @_asked
     def names(self) -> list[str]:
         try:
             found = self._files.ls(self._root, detail=True)
@@ -101,12 +130,15 @@ class _Remote:
             return []
         return [entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
 
+    @_asked
     def write(self, name: str, data: bytes) -> None:
         self._files.pipe_file(f"{self._root}/{name}", data)
 
+    @_asked
     def read(self, name: str, start: int, end: int) -> np.ndarray:
         return np.frombuffer(self._files.cat_file(f"{self._root}/{name}", start, end), np.uint8)
 
+    @_asked
     def read_all(self, name: str) -> bytes:
         return self._files.cat_file(f"{self._root}/{name}")
 
@@ -260,6 +292,7 @@ class Store:
 
     Raises:
         StoreError: there is no store, one of another site, model or dtype than asked for, or one with a gap.
+        WorkdirError: the disk or the network refuses, here or at a later read; that is not damage.
     """
 
     def __init__(self, path: str | Path, *, expect: Mapping[str, Any] | None = None, skip_damaged: bool = False):
