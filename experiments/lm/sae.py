@@ -139,18 +139,21 @@ def _sums(sae, x, y):
 def draw(results, config):
     """Error while training; L0 against explained variance; cross-entropy recovered beside baselines."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), dpi=110, layout="constrained")
-    axes[0].plot(results["error_steps"], results["error"], lw=1.1)
     axes[0].set(xlabel="step", ylabel="error (as trained)", yscale="log", title="training")
-    axes[1].plot(results["l0"], results["explained_variance"], "o", color="#3f6fb5")
-    axes[1].set(
-        xlabel="$L_0$", ylabel="explained variance", title="rows of the store that were held out", ylim=(None, 1)
-    )
+    axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="rows of the store that were held out")
+    axes[1].margins(0.15)
+    for i, (l0, explained) in enumerate(zip(results["l0"], results["explained_variance"], strict=True)):
+        axes[0].plot(results["error_steps"], results["error"][:, i], lw=1.1, color=f"C{i}", label=f"SAE {i}")
+        axes[1].plot(l0, explained, "o", color=f"C{i}")
+        axes[1].annotate(f"SAE {i}", (l0, explained), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes[0].legend(fontsize=8, frameon=False)
     order = [str(n) for n in results["fidelity_names"] if n not in ("clean", "zero", "mean")]
     if order:
         plot.interval_bars(axes[2], *latents.recovered_bars(results, order))
         on = "harvested" if results["texts_harvested"] else "other"
         axes[2].set_title(f"cross-entropy recovered, {on} texts")
-        axes[2].legend(fontsize=8, loc="lower left")
+        axes[2].set_ylim(top=1.2)
+        axes[2].legend(fontsize=8, loc="upper left", ncols=2, frameon=False)
     else:
         axes[2].text(
             0.5, 0.5, "no model given (config.model):\nnot spliced in", ha="center", transform=axes[2].transAxes
