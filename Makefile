@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce reproduce-sae reproduce-lm test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-stories test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -80,8 +80,14 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py:4k
 	$(PY) -m experiments.ledger
 
-reproduce-lm: $(READY) ## the same for the language model and its SAEs (about half an hour)
+reproduce-lm: $(READY) ## the same for language models and their SAEs (about an hour and a half)
 	$(PY) -m experiments.run --config=configs/lm/one_layer.py
+	$(PY) -m experiments.run --config=configs/lm/scripts.py
+	$(PY) -m experiments.run --config=configs/lm/small.py
+	$(PY) -m experiments.ledger
+
+reproduce-stories: $(READY) ## the same for llama2.c's stories260K.bin, which lies here with tok512.bin
+	$(PY) -m experiments.run --config=configs/lm/stories.py
 	$(PY) -m experiments.ledger
 
 test: $(READY) ## run the tests

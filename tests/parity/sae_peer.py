@@ -73,9 +73,12 @@ def saelens(arrays, x, dead):
 def dictionary_learning(arrays, x, dead):
     import torch
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer
     from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+    from dictionary_learning.trainers.p_anneal import PAnnealTrainer
+    from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     shape = dict(steps=100, activation_dim=x.shape[1], dict_size=48, layer=0, lm_name="", device="cpu")
@@ -84,14 +87,20 @@ def dictionary_learning(arrays, x, dead):
         "W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias", "r_mag": "r_mag",
         "b_gate": "gate_bias", "b_mag": "mag_bias",
     }  # fmt: skip
+    relu = {**linear, "b_dec": "bias"}
     plain = {k: k for k in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
     settled = dict(warmup_steps=0, sparsity_warmup_steps=0)
+    half = dict(initial_sparsity_penalty=0.3, sparsity_function="Lp^p", p_start=0.5, p_end=0.5, **settled)
     cases = {
         "dl topk": (TopKTrainer, dict(k=4, warmup_steps=0), linear),
-        "dl batch_topk": (BatchTopKTrainer, dict(k=4, warmup_steps=0), linear),
+        "dl batch_topk": (BatchTopKTrainer, dict(k=4, warmup_steps=0, threshold_start_step=-1), linear),
         "dl matryoshka": (
             MatryoshkaBatchTopKTrainer, dict(k=4, warmup_steps=0, group_fractions=[5 / 48, 15 / 48, 28 / 48]), plain,
         ),
+        "dl standard": (StandardTrainer, dict(l1_penalty=0.3, **settled), relu),
+        "dl april": (StandardTrainerAprilUpdate, dict(l1_penalty=0.3, **settled), relu),
+        "dl p_anneal": (PAnnealTrainer, half, relu),
+        "dl gated_anneal": (GatedAnnealTrainer, half, gate),
         "dl gated": (GatedSAETrainer, dict(l1_penalty=0.3, **settled), gate),
         "dl jumprelu": (
             JumpReluTrainer, dict(bandwidth=0.5, target_l0=6.0, sparsity_penalty=3.0, **settled), plain,
@@ -110,6 +119,8 @@ def dictionary_learning(arrays, x, dead):
         loss.backward()
         grads = {key: parameters[names[key]].grad for key in mine}
         grads = {key: g.T if key in turned and g is not None else g for key, g in grads.items()}
+        if name == "dl batch_topk":  # a second batch moves its running threshold
+            trainer.loss(torch.tensor(2 * x), step=0)
         yield name, loss, grads, float(trainer.ae.threshold.mean()) if hasattr(trainer.ae, "threshold") else 0.0
 
 
@@ -120,8 +131,8 @@ def main():
     x, dead = arrays.pop("x"), arrays.pop("dead")
     out = {}
     for library in (saelens, dictionary_learning):
-        for name, loss, grads, _ in library(arrays, x, dead):
-            out[f"{name}/loss"] = loss.item()
+        for name, loss, grads, threshold in library(arrays, x, dead):
+            out[f"{name}/loss"], out[f"{name}/threshold"] = loss.item(), threshold
             out |= {f"{name}/grad/{key}": g.numpy() for key, g in grads.items() if g is not None}
     np.savez(sys.argv[2], **out)
 

@@ -35,7 +35,11 @@ CASES = {
     "dl topk": ("topk", {"k": 4}, Training(**AUX)),
     "dl batch_topk": ("batch_topk", {"k": 4}, Training(**AUX)),
     "dl matryoshka": ("batch_topk", {"k": 4}, Training(prefixes=(5, 20), **AUX)),
+    "dl standard": ("relu", {}, Training(penalty="l1", coefficient=0.3)),
+    "dl april": ("relu", {}, Training(penalty="l1", coefficient=0.3, **FREE)),
+    "dl p_anneal": ("relu", {}, Training(penalty="lp", coefficient=0.3, p_end=0.5, steps=10)),
     "dl gated": ("gated", {}, Training(penalty="l1", coefficient=0.3)),
+    "dl gated_anneal": ("gated", {}, Training(penalty="lp", coefficient=0.3, p_end=0.5, steps=10)),
     "dl jumprelu": (
         "jumprelu", {"center": False},
         Training(penalty="quadratic_mean", coefficient=3.0, target_l0=6.0, bandwidth=0.5),
@@ -90,7 +94,7 @@ def ours(name, fast=None):
     state["silent"] = jnp.where(DEAD, NEVER - BATCH, 0)
     with jax.default_matmul_precision("highest"):
         (loss, (state, _)), grads = jax.jit(jax.value_and_grad(target.loss, has_aux=True))(
-            params, state, jnp.asarray(batch()), key, jnp.int32(0), {}
+            params, state, jnp.asarray(batch()), key, jnp.int32(training.steps or 0), {}
         )
     if training.revival != "none":
         assert (np.asarray(state["silent"]) >= training.dead_tokens).tolist() == DEAD.tolist()
@@ -111,8 +115,7 @@ def test_loss_and_gradients_are_the_peer_s(theirs, name):
     if DIFFERENT.get(name, ()) is None:
         pytest.skip("the peer's loss is another one: see below")
     loss, grads, _ = ours(name)
-    if name != "dl jumprelu":
-        assert loss == pytest.approx(float(theirs[f"{name}/loss"]), rel=1e-4)
+    assert loss == pytest.approx(float(theirs[f"{name}/loss"]), rel=1e-4)
     for key in grads.keys() - DIFFERENT.get(name, set()):
         assert np.abs(grads[key]).max() > 1e-4, "a gradient without power shows nothing"
         assert furthest(grads[key], theirs[f"{name}/grad/{key}"]) < 1e-4, key
@@ -137,11 +140,33 @@ def test_saelens_lets_the_gate_s_reconstruction_train_the_decoder(theirs):
 def test_dictionary_learning_divides_by_the_number_of_prefixes_twice(theirs):
     """Its group weights are 1/3, and it takes the mean over the three groups: the reconstruction counts a third."""
     arch, params = parameters("dl matryoshka")
-    with_aux, _, _ = ours("dl matryoshka")
+    loss, grads, _ = ours("dl matryoshka")
     plain = objective(arch, Training(prefixes=(5, 20)))
     state = plain.init(jax.random.key(0), {})[1]
-    error = float(plain.loss(params, state, jnp.asarray(batch()), jax.random.key(0), jnp.int32(0), {})[0])
-    assert float(theirs["dl matryoshka/loss"]) == pytest.approx(with_aux - error + error / 3, rel=1e-4)
+    with jax.default_matmul_precision("highest"):
+        (error, _), slopes = jax.value_and_grad(plain.loss, has_aux=True)(
+            params, state, jnp.asarray(batch()), jax.random.key(0), jnp.int32(0), {}
+        )
+    assert float(theirs["dl matryoshka/loss"]) == pytest.approx(loss - float(error) * 2 / 3, rel=1e-4)
+    for key, grad in grads.items():
+        want = theirs[f"dl matryoshka/grad/{key}"]
+        assert furthest(grad - np.asarray(slopes[key]) * 2 / 3, want) < 1e-4, key
+        assert furthest(grad, want) > 1e-2, key
+
+
+def test_the_running_threshold_is_dictionary_learning_s(theirs):
+    """The least activation that was left on in each batch, with weight 0.001 after the first."""
+    arch, params = parameters("dl batch_topk")
+    target = objective(arch, Training(threshold_rate=0.001, **AUX))
+    state = target.init(jax.random.key(0), {})[1]
+    for x in (batch(), 2 * batch()):
+        with jax.default_matmul_precision("highest"):
+            state = target.loss(params, state, jnp.asarray(x), jax.random.key(0), jnp.int32(0), {})[1][0]
+        seen = float(state["threshold"])
+    assert seen == pytest.approx(float(theirs["dl batch_topk/threshold"]), rel=1e-5)
+    first = target.loss(params, target.init(jax.random.key(0), {})[1], jnp.asarray(batch()), jax.random.key(0),
+                        jnp.int32(0), {})[1][0]  # fmt: skip
+    assert abs(seen / float(first["threshold"]) - 1) > 1e-4, "the second batch left no mark"
 
 
 def test_dictionary_learning_counts_l0_after_the_jump(theirs):
