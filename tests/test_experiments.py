@@ -64,6 +64,11 @@ NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
     "absorption": {"magnitudes vary: absorption is partial (gap of the best seed)"},
+    "pareto": {
+        "every SAE's L0 on held-out samples is the target's (largest relative difference)",  # in the short run only
+        "true directions score above every trained SAE in F1 (smallest difference, per L0)",
+    },
+    "recipes": {"bricken2023: L0 on held-out samples is the target's"},  # in the short run only
     "matryoshka_tree": {
         "Matryoshka: every feature has its latent (least cosine after matching)",  # in the short run only
         "Matryoshka: no cosine between a row and the other feature of a parent-child pair (largest)",
@@ -126,7 +131,7 @@ QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
       for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
-      for name in ("absorption", "hedging", "matryoshka_tree", "recovery", "toy_to_sae")),
+      for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
     pytest.param("lm.small", marks=pytest.mark.ci),
 ]  # fmt: skip
 

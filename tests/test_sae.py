@@ -147,9 +147,9 @@ def test_matching_pursuit_on_orthonormal_rows_is_projection():
 # ---- folding
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "matching_pursuit"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("matching_pursuit", "batch_topk")])
 def test_folded_norms_and_scales_change_no_output(kind):
-    arch, params = params_of(kind, **({"activation": "relu", "k": None} if kind == "batch_topk" else {}))
+    arch, params = params_of(kind)
     if "topk" in kind and arch.k:  # their choice is by activations: only among equal norms it stays
         params["W_dec"] *= 2 / np.linalg.norm(params["W_dec"], axis=1, keepdims=True)
     x = rows(64)
@@ -161,6 +161,25 @@ def test_folded_norms_and_scales_change_no_output(kind):
     scaled = SAE(arch, model.fold_scale(arch, params, 3.0))
     np.testing.assert_allclose(scaled(x), whole(3 * x) / 3, atol=2e-5)
     np.testing.assert_allclose(scaled.encode(x), whole.encode(3 * x), atol=2e-4)
+
+
+@pytest.mark.parametrize("decoder", ["unit", "free"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_batch_topk_sae_s_threshold_is_its_gate(decoder, scale):
+    """On is what its score, by the rule of training, brings over the running threshold; then it is an SAE of x."""
+    arch, params = params_of("batch_topk")
+    if decoder == "unit":
+        params["W_dec"] /= np.linalg.norm(params["W_dec"], axis=1, keepdims=True)
+    state = {"threshold": np.float32(0.8)}
+    plain, folded = inference(arch, Training(decoder=decoder), params, state, {"scale": np.float32(scale)})
+    x = np.asarray(rows(256))
+    pre = (scale * x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    norms = np.linalg.norm(params["W_dec"], axis=1) if decoder == "free" else np.ones(F)
+    on = pre * norms >= state["threshold"]
+    assert 0.02 < on.mean() < 0.98
+    want = (np.where(on, pre, 0) @ params["W_dec"] + params["b_dec"]) / scale
+    np.testing.assert_allclose(SAE(plain, folded)(x), want, atol=2e-5)
+    assert ((np.asarray(SAE(plain, folded).encode(x)) != 0) == on).all()
 
 
 def test_a_transcoder_s_two_scales_fold():
@@ -184,7 +203,7 @@ def test_a_scaled_run_comes_back_in_plain_units(decoder):
     fvu = float(jnp.sum((x - x_hat) ** 2) / jnp.sum((x - x.mean(0)) ** 2))
     assert fvu == pytest.approx(result.history["fvu"][-1, 0], rel=0.2)
     assert result.history["fvu"][-1, 0] < 0.5
-    np.testing.assert_allclose(model.norms(params["W_dec"]) * (start["scale"] if decoder == "unit" else 1), 1, rtol=0.9)
+    np.testing.assert_allclose(model.norms(params["W_dec"]) * start["scale"], 1, rtol=1e-4)
 
 
 # ---- estimators and penalties
@@ -364,7 +383,7 @@ def test_auxk_revives():
     assert dead("auxk") < 12 < 20 < dead("none")
 
 
-@pytest.mark.parametrize("kind", ["relu", "topk"])
+@pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu"])
 def test_resampling_changes_the_dead_and_nothing_else(kind):
     arch, t = arch_of(kind), Training(**{**vars(KINDS[kind][1]), "dead_tokens": 1000})
     pop = population(
@@ -390,6 +409,10 @@ def test_resampling_changes_the_dead_and_nothing_else(kind):
         np.testing.assert_allclose(np.linalg.norm(W_enc[:, :5], axis=0), 0.2 * living, rtol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(W_dec[:5], axis=1), 1, rtol=1e-5)
         assert (after.params["b_enc"][i, :5] == 0).all()
+        if kind == "jumprelu":
+            assert (before.params["threshold"][i] != t.threshold).all()
+            np.testing.assert_array_equal(after.params["threshold"][i, :5], np.float32(t.threshold))
+            np.testing.assert_array_equal(after.params["threshold"][i, 5:], before.params["threshold"][i, 5:])
         assert (np.abs(W_dec[:5] @ DIRECTIONS.T).max(1) > 0.6).all()  # inputs, not noise
         for name, axis in (("W_enc", 1), ("W_dec", 0), ("b_enc", 0)):
             changed = np.any(
@@ -420,6 +443,41 @@ def test_matryoshka_s_inner_dictionary_stands_alone(nested):
         return float(jnp.mean(jnp.sum((x - x_hat) ** 2, 1)))
 
     assert inner(Training(**nested)) < 0.9 * inner(Training())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matryoshka_s_loss_by_hand(kind):
+    """Over every activation: errors of the nested reconstructions in place of the whole one's, summed or averaged."""
+    arch, params = params_of(kind)
+    x, params = rows(64), jax.tree.map(jnp.asarray, params)
+    loss = lambda **nested: float(  # noqa: E731
+        objective.objective(arch, Training(**{**vars(KINDS[kind][1]), "fast": False, **nested})).loss(
+            params, objective.objective(arch, KINDS[kind][1]).init(KEY, {})[1], x, KEY, jnp.int32(0), {}
+        )[0]
+    )
+    acts = ACTIVATIONS[kind].train(SAE(arch, params), x, activations.Knobs(k=arch.k, bandwidth=0.1)).acts
+
+    def error(e):
+        return float(np.mean(np.sum((x - acts[:, :e] @ params["W_dec"][:e] - params["b_dec"]) ** 2, 1)))
+
+    errors = [error(8), error(20), error(F)]
+    assert len({round(e, 3) for e in errors}) == 3
+    assert loss(prefixes=(8, 20), prefix_mean=False) - loss() == pytest.approx(sum(errors[:2]), rel=1e-4)
+    assert loss(prefixes=(8, 20)) - loss() == pytest.approx(np.mean(errors) - errors[2], rel=1e-3)
+
+
+def test_a_crosscoder_s_loss_by_hand():
+    """The error over both sites, L1 weighted by the sum of the two norms (Lindsey et al. 2024)."""
+    arch = Architecture(2 * D, F, "relu", sites=2, center=False)
+    rng = np.random.default_rng(3)
+    params = {k: 0.5 * rng.normal(size=s).astype(np.float32) for k, s in arch.shapes().items()}
+    target = objective.objective(arch, Training(penalty="l1", coefficient=0.3, decoder="free"))
+    x = np.asarray(jnp.concatenate([rows(64), -2 * rows(64, seed=8)], 1))
+    loss = target.loss(params, target.init(KEY, {})[1], x, KEY, jnp.int32(0), {})[0]
+    acts = np.maximum(x @ params["W_enc"] + params["b_enc"], 0)
+    both = np.linalg.norm(params["W_dec"][:, :D], axis=1) + np.linalg.norm(params["W_dec"][:, D:], axis=1)
+    error = np.sum((x - acts @ params["W_dec"] - params["b_dec"]) ** 2, 1)
+    assert float(loss) == pytest.approx(float(np.mean(error + 0.3 * acts @ both)), rel=1e-5)
 
 
 def test_a_crosscoder_is_an_sae_of_its_sites_side_by_side():
@@ -627,13 +685,53 @@ def test_what_resampling_draws_is_looked_at():
         resample(arch, training, rows=32)(members, {}, source, KEY, 3)
 
 
-def test_a_world_that_never_fires_trains_to_silence():
-    """Zeros in, zeros out: no NaN, no member lost."""
-    still = jnp.zeros((16, D))
-    for kind in KINDS:
-        target = objective.objective(arch_of(kind), KINDS[kind][1])
-        params, state = target.init(KEY, {})
-        step = jax.jit(jax.value_and_grad(target.loss, has_aux=True))
-        (loss, _), grads = step(params, state, still, KEY, jnp.int32(0), {})
-        assert loss == 0, kind
-        assert all(np.isfinite(g).all() for g in grads.values()), kind
+@pytest.mark.parametrize("kind", [*KINDS, "controlled", "auxk", "pre_act"])
+def test_a_world_that_never_fires_trains_to_silence(kind):
+    """Zeros in, zeros out: no NaN, no member lost; and a person is told before (``prepared``)."""
+    training = {
+        "controlled": Training(penalty="l1", coefficient=0.4, control=True, target_l0=3.0),
+        "auxk": Training(revival="auxk", dead_tokens=64),
+        "pre_act": Training(penalty="l0", coefficient=0.05, revival="pre_act", dead_tokens=64),
+    }.get(kind) or KINDS[kind][1]
+    arch = arch_of({"controlled": "relu", "auxk": "topk", "pre_act": "jumprelu"}.get(kind, kind))
+    still = Sampler(lambda key: jnp.zeros((16, D)), shared=True)
+    result, _ = trained(arch.activation, steps=20, training=training, arch=arch, source=still)
+    if kind == "pre_act":  # which pushes the dead up until they fire
+        assert (result.history["error"] < 0.01).all()
+    else:
+        assert (result.history["error"] == 0).all()
+        assert not result.history["l0"].any()
+    for leaf in jax.tree.leaves((result.params, result.state)):
+        assert np.isfinite(leaf).all()
+    with pytest.raises(ValueError, match="all zeros: there is nothing to scale by"):
+        objective.prepared(np.zeros((16, D)))
+
+
+def test_defaults_are_what_the_published_recipes_share():
+    arch, training, recipe, scale, centre = objective.defaults(8, 2**16, 10_000, k=4)
+    assert (arch, scale, centre) == (Architecture(8, 2**16, "batch_topk", 4), "sqrt_d", "geometric_median")
+    assert (recipe.lr, recipe.b1, recipe.warmup, recipe.clip_norm) == (1e-4, 0.9, 1000, 1.0)
+    assert (recipe.schedule, recipe.decay_from, recipe.final) == ("linear", 0.8, 0.0)
+    assert (training.decoder, training.revival, training.revival_coefficient) == ("unit", "auxk", 1 / 32)
+    assert (training.auxk_k, training.auxk_normalise, training.dead_tokens) == (None, True, 10_000_000)
+    assert (1 - training.threshold_rate) ** 1000 < 1e-4
+    for activation in ("topk", "abs_topk"):
+        assert objective.defaults(8, 64, 100, activation=activation, k=4, prefixes=(8, 16)).training.prefixes == (8, 16)
+    relu, gated, jump = (
+        objective.defaults(8, 64, 400, activation=a, coefficient=5.0) for a in ("relu", "gated", "jumprelu")
+    )
+    assert (relu.training.penalty, relu.training.decoder, relu.training.start_norm) == ("l1", "free", 0.1)
+    assert [d.recipe.b1 for d in (relu, gated, jump)] == [0.9, 0.0, 0.0]
+    assert [d.training.warmup for d in (relu, gated, jump)] == [20, 20, 400]
+    assert (jump.training.penalty, jump.training.bandwidth, jump.training.to_encoder) == ("tanh", 2.0, True)
+    assert (jump.training.threshold, jump.training.revival_coefficient) == (0.1, 3e-6)
+    x = jax.random.normal(KEY, (64, 8))
+    weak = [objective.defaults(8, 64, 400, activation=a, coefficient=0.01) for a in ("relu", "gated", "jumprelu")]
+    for arch, training, recipe, *_ in (*weak, objective.defaults(8, 64, 400, k=4)):
+        pop = population(arch, training, {"seed": np.arange(1)}, recipe)
+        result = fit(pop, steps=400, key=KEY, source=Sampler(lambda key: x, shared=True), log_every=20)
+        error = result.history["error"][:, 0]
+        assert error[-1] < error[0]
+    for wrong in ({"activation": "relu"}, {"k": 4, "coefficient": 1.0}, {"activation": "matching_pursuit", "k": 4}, {}):
+        with pytest.raises(ValueError, match=r"takes|no defaults"):
+            objective.defaults(8, 64, 100, **wrong)

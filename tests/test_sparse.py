@@ -1,5 +1,7 @@
 """The fast path against dense products: selection, reconstruction, gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,18 @@ def test_top_k_ranks_groups_when_rows_are_wide():
     ranked = [line for line in lines if "top_k" in line]
     assert len(ranked) == 2
     assert not any("4x8192" in line for line in ranked)
+
+
+@pytest.mark.parametrize("columns", [1, 64])
+def test_the_flattened_batch_is_never_sorted(columns):
+    """Whatever is sorted or ranked is smaller than the batch's scores by a factor of the group's size."""
+    batch, wide = 16, 8192
+    lowered = jax.jit(lambda x: sparse.batch_scores(pre_of(x), jnp.ones(wide), 32, columns)).lower(normal(batch, wide))
+    ranked = [line for line in lowered.as_text().splitlines() if "top_k" in line or "stablehlo.sort" in line]
+    assert ranked
+    for line in ranked:
+        for shape in re.findall(r"tensor<((?:\d+x)+)", line):
+            assert np.prod([int(n) for n in shape.rstrip("x").split("x")]) <= batch * wide / 4, line
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 399])

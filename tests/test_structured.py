@@ -307,6 +307,20 @@ def test_breadth_first_numbers_level_by_level():
     assert st.breadth_first(2, 5, 2, 3).tolist() == [-1, -1]
 
 
+@pytest.mark.ci
+def test_a_world_of_16k_features_is_sampled_inside_the_jit():
+    """The published size: the mean L0 that its densities promise, and densities one by one."""
+    truth = st.synthetic(target_l0=34.0)
+    x = jax.jit(lambda key: truth.world.sample(key, truth.density, 2048) != 0)(jax.random.key(0))
+    assert x.shape == (16_384, 2048)
+    l0 = np.asarray(x.sum(0))
+    assert abs(l0.mean() - 34.0) < 4 * l0.std() / np.sqrt(2048)
+    often = truth.active > 0.02
+    assert often.sum() > 50
+    share, want = np.asarray(x.mean(1))[often], truth.active[often]
+    assert np.abs((share - want) / np.sqrt(want * (1 - want) / 2048)).max() < 4.5
+
+
 # ---- compensation
 
 

@@ -92,7 +92,7 @@ def draw(results, config):
             x, y = results[f"{name}_l0"].mean(1), results[f"{name}_{score}"]
             spread = np.abs(np.stack([y.min(1), y.max(1)]) - y.mean(1))
             if name in BASELINES:
-                if score == "f1" and name == "pca":
+                if score == "f1" and name == "pca":  # a mean over its k components, all of them always on
                     continue
                 style = {"truth": "-", "random": ":", "pca": "--"}[name]
                 ax.errorbar(x, y.mean(1), spread, color="0.45", ls=style, lw=1.3, label=BASELINES[name])

@@ -26,6 +26,10 @@ NAMES = {
     "l1": "L1", "gated": "Gated", "jumprelu": "JumpReLU", "topk": "TopK", "batch_topk": "BatchTopK",
     "matryoshka": "Matryoshka", "abs_topk": "signed TopK", "matching_pursuit": "matching\npursuit",
 }  # fmt: skip
+LATER = (
+    "JumpReLU's controller and the number of held-out batches were set after a first full run that missed this by "
+    "26 %; a run with seed 1 after that keeps to it"
+)
 SHORT = "at 4k, a million samples leave L1 under-trained: it is below matching pursuit, which needs fewer"
 
 
@@ -89,7 +93,7 @@ def claims(results, config):
         Claim(f"the truth's mean L0 is {config.true_l0:g}", "by construction", config.true_l0,
               float(results["true_l0"]), 0.05 * config.true_l0),
         Claim("every SAE's L0 on held-out samples is the target's (largest relative difference)",
-              "fair comparison", 0.0, off, 0.05, "<="),
+              "fair comparison", 0.0, off, 0.05, "<=", note=LATER if config.variant == "4k" else ""),
         Claim("F1 of Matryoshka above BatchTopK (smallest minus largest seed)", f"{PAPER}: 0.879 and 0.732", 0.0,
               float(f1["matryoshka"].min() - f1["batch_topk"].max()), 0.0, ">="),
         Claim("F1 of JumpReLU above L1 (smallest minus largest seed)", f"{PAPER}: 0.732 and 0.556", 0.0,

@@ -21,6 +21,7 @@ from superpose.train.fit import Sampler
 from superpose.worlds import sparse
 
 TMS = "TMS, simulating larger networks"
+DENSE = "so many features are on at once that sparseness can't tell them apart; the claim is TMS's for sparse inputs"
 NEIGHBOURS = (
     "directions that are not orthogonal (W_i . W_j of 0.1 and of -0.6 to -0.9) let a latent fire weakly with its "
     "neighbours; the directions are found"
@@ -147,21 +148,20 @@ def claims(results, config):
     untrained = results["f1_untrained"][rows, results["best"]]
     out = []
     for c, p in enumerate(results["density"]):
-        if p > 0.1:
-            continue
-        here, on = kept[c], float(results["on"][c])
+        here, on, dense = kept[c], float(results["on"][c]), DENSE if p > 0.1 else ""
         gone = ~here
         out += [
             Claim(f"1-S = {p:g}: share of the {here.sum()} represented features with a decoder row at cosine > 0.9",
-                  TMS, 0.9, _mean(cosines[c][:, here].max(0) > 0.9), 0.0, ">="),
+                  TMS, 0.9, _mean(cosines[c][:, here].max(0) > 0.9), 0.0, ">=", note=dense),
             Claim(f"1-S = {p:g}: share of the represented features with F1 > 0.8", TMS, 0.9,
-                  _mean(f1[c][here] > 0.8), 0.0, ">=", note=NEIGHBOURS if p < 0.03 else ""),
+                  _mean(f1[c][here] > 0.8), 0.0, ">=", note=dense or (NEIGHBOURS if p < 0.03 else "")),
             Claim(f"1-S = {p:g}: mean F1 of the represented features, less that of an untrained SAE at its threshold",
-                  "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">="),
+                  "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">=", note=dense),
         ]  # fmt: skip
         if gone.any():
-            always = 2 * on / (1 + on)
+            always, most = 2 * on / (1 + on), int(np.flatnonzero(gone)[f1[c][gone].argmax()])
+            part = f"the largest over latents and features is of one with ||W_i|| = {results['norms'][c][most]:.2f}"
             out.append(Claim(f"1-S = {p:g}: the {gone.sum()} features that are not are absent (largest F1, "
                              "against that of a latent that is always on)", "control; derived: 2p/(1+p)", always,
-                             float(f1[c][gone].max()), 0.1, "<="))  # fmt: skip
+                             float(f1[c][gone].max()), 0.02, "<=", note=part))  # fmt: skip
     return out

@@ -10,9 +10,9 @@ A batch is x [batch, d_in], or (x, y) for a transcoder, which reconstructs y [ba
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from superpose.sae import losses, sparse
 from superpose.sae.activations import ACTIVATIONS, Knobs
 from superpose.sae.model import SAE, Architecture, as_jumprelu, fold_norms, fold_scale, norms
 from superpose.train.fit import Objective, Population, Result, Sampler
+from superpose.train.recipe import Recipe
 
 NEVER = 2**30
 """Tokens at which the counter of silence stops."""
@@ -125,6 +126,75 @@ class Training:
             raise ValueError("prefixes and random_prefixes exclude each other: give one of them")
         if list(self.prefixes) != sorted(set(self.prefixes)) or any(p < 1 for p in self.prefixes):
             raise ValueError(f"prefixes must be ascending sizes of at least 1, got {self.prefixes}")
+
+
+class Defaults(NamedTuple):
+    """What the field agrees on: the first three are for ``population``, the last two for ``prepared``."""
+
+    arch: Architecture
+    training: Training
+    recipe: Recipe
+    scale: str
+    centre: str
+
+
+def defaults(
+    d_in: int,
+    d_sae: int,
+    steps: int,
+    *,
+    activation: str = "batch_topk",
+    k: int | None = None,
+    coefficient: float | None = None,
+    prefixes: Sequence[int] = (),
+) -> Defaults:
+    """Settings that the published recipes share, for activations of a language model, in batches of 2,000 to 8,000.
+
+    All: W_enc starts as W_dec^T, inputs scaled to mean norm sqrt(d), b_dec their geometric median, Adam clipped at 1,
+    1,000 steps of warm-up, the rate falling to 0 over the last fifth, latents dead after 10 million silent tokens.
+    topk, batch_topk, abs_topk (Gao et al. 2024, arXiv 2406.04093; Bussmann et al. 2024, arXiv 2412.06410): unit rows,
+    AuxK at 1/32, rate 2e-4 / sqrt(d_sae / 2^14); the running threshold moves by 0.01 from the first batch on, whose
+    share after 1,000 steps is 4e-5. relu (Anthropic, April 2024): free rows that start at norm 0.1, L1 weighted by
+    them. gated (Rajamanoharan et al. 2024, arXiv 2404.16014): unit rows, L1 on the gate. jumprelu (Anthropic, January
+    2025): free rows from 0.1, tanh penalty, bandwidth 2, thresholds from 0.1, gradients through to the encoder. The
+    last three: rate 3e-4, coefficient rising over the whole run (jumprelu) or its first twentieth; gated and jumprelu
+    take Adam's b1 = 0; the encoders of relu and jumprelu see x and not x - b_dec.
+
+    Args:
+        d_in, d_sae: widths.
+        steps: of the run.
+        activation: batch_topk is the safe choice, with prefixes (Matryoshka) where features matter more than error.
+        k: active latents, for activations that choose so many.
+        coefficient: of the penalty, for those that have one.
+        prefixes: sizes of nested dictionaries.
+
+    Raises:
+        ValueError: no recipe for the activation, or k or coefficient missing, or given where the other belongs.
+
+    >>> defaults(64, 1024, 10_000, k=8).recipe.lr
+    0.0008
+    """
+    chooses = activation in CHOOSING
+    if not chooses and activation not in ("relu", "gated", "jumprelu"):
+        raise ValueError(f"no defaults for {activation!r}: choose one of {', '.join(CHOOSING)}, relu, gated, jumprelu")
+    if (k is None) == chooses or (coefficient is None) != chooses:
+        raise ValueError(f"{activation} takes {'k' if chooses else 'a coefficient'} and nothing else of the two")
+    free = Training(decoder="free", start_norm=0.1, prefixes=tuple(prefixes), coefficient=coefficient or 0.0)
+    unit, soon = replace(free, decoder="unit"), max(1, steps // 20)
+    training = {
+        "relu": replace(free, penalty="l1", warmup=soon),
+        "gated": replace(unit, penalty="l1", warmup=soon),
+        "jumprelu": replace(
+            free, penalty="tanh", tanh_scale=4.0, bandwidth=2.0, threshold=0.1, to_encoder=True, warmup=steps,
+            revival="pre_act", revival_coefficient=3e-6,
+        ),
+    }.get(activation, replace(unit, revival="auxk"))  # fmt: skip
+    recipe = Recipe(
+        steps=steps, lr=2e-4 / math.sqrt(d_sae / 2**14) if chooses else 3e-4, clip_norm=1.0, schedule="linear",
+        decay_from=0.8, warmup=min(1000, steps // 4), b1=0.0 if activation in ("gated", "jumprelu") else 0.9,
+    )  # fmt: skip
+    arch = Architecture(d_in, d_sae, activation, k, center=activation not in ("relu", "jumprelu"))
+    return Defaults(arch, training, recipe, "sqrt_d", "geometric_median")
 
 
 def _check(arch: Architecture, t: Training) -> None:
