@@ -104,11 +104,12 @@ def table(results: dict[str, dict]) -> str:
     ]
     for name, about in results.items():
         after = " after a resume" if about.get("resumed") else ""
+        corpus = f", corpus `{about['corpus']}`" if "corpus" in about else ""
         lines += [
             f"## {name}",
             "",
             f"`{about['command']}`, {about['seconds']:.0f} s{after} on {about['device']}, commit `{about['commit']}`, "
-            f"config `{about['config_digest']}`. ![{name}](figures/{name}.png)",
+            f"config `{about['config_digest']}`{corpus}. ![{name}](figures/{name}.png)",
             "",
             "| claim | source | expected | measured | tolerance | holds |",
             "|---|---|---|---|---|---|",

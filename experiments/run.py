@@ -199,6 +199,8 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         "python": sys.version.split()[0],
         "claims": [c.as_json() for c in claims],
     }
+    if "digest" in arrays:
+        about["corpus"] = str(arrays["digest"])
     results.save(base, arrays, about)
     for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
         path = base.with_name(base.name + suffix).with_suffix(".csv")

@@ -163,7 +163,9 @@ def test_planted_units_are_found_and_scored_on_the_other_half():
     assert (found.f1 <= found.high).all()
     odd = documents % 2 == 1
     for label, unit in enumerate(found.unit):
-        want = np.corrcoef(x[odd, unit], y[odd, label])[0, 1]
+        chosen = [np.corrcoef(x[~odd, u], y[~odd, label])[0, 1] for u in range(x.shape[1])]
+        near = int(np.abs(chosen).argmax())
+        want = np.sign(chosen[near]) * np.corrcoef(x[odd, near], y[odd, label])[0, 1]
         assert found.correlation[label] == pytest.approx(want, abs=1e-6)
         says = (x[odd, unit] > found.threshold[label]) != found.below[label]
         hits = (says & y[odd, label]).sum()
@@ -171,6 +173,21 @@ def test_planted_units_are_found_and_scored_on_the_other_half():
         assert found.recall[label] == pytest.approx(hits / y[odd, label].sum())
         assert found.f1[label] == pytest.approx(2 * hits / (says.sum() + y[odd, label].sum()))
     assert labels.best_units(stream).unit[1] != 4
+
+
+def test_the_best_by_f1_need_not_be_the_best_by_correlation():
+    """Unit 0 tells the label without fail, by values of a heavy tail; unit 1 errs, and varies with it."""
+    rng = np.random.default_rng(0)
+    n = 8000
+    y = rng.random((n, 1)) < 0.2
+    x = np.stack([y[:, 0] * np.exp(3 * rng.normal(size=n)), y[:, 0] ^ (rng.random(n) < 0.03)], 1).astype(np.float32)
+    documents = np.arange(n) // 100
+    found = labels.best_units(lambda: iter([Batch(x, y, documents, np.zeros(n, int))]))
+    assert found.unit[0] == 0
+    assert found.f1[0] > 0.98
+    odd = documents % 2 == 1
+    assert found.correlation[0] == pytest.approx(np.corrcoef(x[odd, 1], y[odd, 0])[0, 1], abs=1e-6)
+    assert found.correlation[0] > 0.8 > 0.5 > np.corrcoef(x[odd, 0], y[odd, 0])[0, 1]
 
 
 def test_the_choice_is_the_best_of_all_units_and_thresholds():

@@ -58,7 +58,7 @@ def run(config, key, workdir):
     where = [np.zeros(0, int)]
     begin = int(config.bos and tokenizer.bos is not None)
     for rows in store.batches(names, 2**14):
-        inside = (rows.positions - begin) % (config.context - begin) + begin
+        inside = rows.positions % (config.context - begin) + begin
         where.append(np.where(begin & (rows.tokens == tokenizer.bos), 0, inside) if begin else inside)
         for site in names:
             norms[site].append(np.asarray(jnp.linalg.norm(jnp.asarray(rows.values[site]), axis=-1)))

@@ -7,6 +7,7 @@ known: best latent, best neuron (either sign), random direction, set of token id
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
 from experiments import latents
 from experiments.ledger import Claim
@@ -107,7 +108,7 @@ def claims(results, config):
 
 
 def _rank_correlation(values):
+    """Spearman's with the place in the row, ties ranked together."""
     if len(values) < 3 or np.ptp(values) == 0:
         return float("nan")
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
+    return float(stats.spearmanr(values, np.arange(len(values))).statistic)

@@ -27,7 +27,7 @@ class Texts(NamedTuple):
         tokens: [N, C].
         lengths: [N], tokens of a row that count; what follows is padding.
         documents: [N].
-        starts: [N], place of a row's first token in its document.
+        starts: [N], place of a row's first token in its document; -1 for a BOS before the first.
     """
 
     tokens: np.ndarray

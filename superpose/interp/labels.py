@@ -33,7 +33,8 @@ class Best(NamedTuple):
         unit, threshold, below: the detector is value > threshold, or value <= threshold where ``below``.
         chosen_f1: on the half that it was chosen on.
         precision, recall, f1: on the other half; 0 where undefined.
-        correlation: of the unit's value with the label, there; 0 where undefined.
+        correlation: with the label, there, of the unit that correlates best on the first half, which may be another
+            than ``unit``; where both sides are tried, times the sign that it had there. 0 where undefined.
         low, high: 95 % interval of f1 over documents.
         draws: [draws, L], f1 in each resampling, the same documents for all units: differences have intervals too.
         tokens, share: [L], tokens with the label in that half, and their share of all; a detector that is always on
@@ -72,6 +73,19 @@ def _count(values, labels, thresholds):
     return jax.lax.map(one, thresholds)
 
 
+@jax.jit
+def _moments(values, labels):
+    """Sums of x and x^2 [U], and of x y [U, L]."""
+    return values.sum(0), (values * values).sum(0), values.T @ labels.astype(jnp.float32)
+
+
+def _correlation(n: Any, sx: Any, sxx: Any, sxy: Any, sy: Any, syy: Any) -> np.ndarray:
+    """Pearson's, from sums over n; 0 where one of the two does not vary."""
+    x, y = np.maximum(sxx / n - (sx / n) ** 2, 0), np.maximum(syy / n - (sy / n) ** 2, 0)
+    spread = np.sqrt(x * y)
+    return np.where(spread > 0, (sxy / n - sx * sy / n**2) / np.where(spread > 0, spread, 1), 0.0)
+
+
 def _f1(hits: Any, fires: Any, carries: Any) -> np.ndarray:
     total = fires + carries
     return np.where(total > 0, 2 * hits / np.maximum(total, 1), 0.0)
@@ -104,10 +118,13 @@ def best_units(stream: Callable[[], Iterable[Batch]], *, sides: bool = False, dr
     hits: Any = 0.0
     fires: Any = 0.0
     carries: Any = 0.0
+    sums: list[Any] = [0.0, 0.0, 0.0]
     count = 0
     for batch in stream():
         half = first_half(batch.documents)
         values, labels = jnp.asarray(batch.values), jnp.asarray(batch.labels)
+        found = _moments(jnp.where(half[:, None], values, 0.0), labels)
+        sums = [total + np.asarray(part, np.float64) for total, part in zip(sums, found, strict=True)]
         found = _count(jnp.where(half[:, None], values, -jnp.inf), labels & half[:, None], thresholds)
         hits, fires = hits + np.asarray(found[0], np.float64), fires + np.asarray(found[1], np.float64)
         carries, count = carries + np.asarray(batch.labels)[half].sum(0), count + int(half.sum())
@@ -119,8 +136,11 @@ def best_units(stream: Callable[[], Iterable[Batch]], *, sides: bool = False, dr
     chosen = flat.argmax(0)
     side, level, unit = np.unravel_index(chosen, scores.shape[:-1])
     detector = (unit, thresholds[level, unit], side.astype(bool))
+    r = _correlation(count, sums[0][:, None], sums[1][:, None], sums[2], carries, carries)
+    near = (np.abs(r) if sides else r).argmax(0)
+    sign = np.sign(r[near, np.arange(len(near))]) if sides else 1.0
     tables = judge(
-        stream, lambda batch: _says(batch.values, *detector), lambda batch: np.asarray(batch.values)[:, unit]
+        stream, lambda batch: _says(batch.values, *detector), lambda batch: sign * np.asarray(batch.values)[:, near]
     )
     return _best(*detector, flat[chosen, np.arange(flat.shape[1])], tables, draws, seed)
 
@@ -173,9 +193,7 @@ def _best(unit, threshold, below, chosen_f1, t: Tables, draws: int, seed: int) -
     weights = np.random.default_rng(seed).multinomial(len(t.hits), np.full(len(t.hits), 1 / len(t.hits)), draws)
     drawn = _f1(weights @ t.hits, weights @ t.fires, weights @ t.carries)
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    sx, sxx, sxy, sy, syy = t.moments / t.tokens
-    spread = np.sqrt(np.maximum(sxx - sx * sx, 0) * np.maximum(syy - sy * sy, 0))
-    correlation = np.where(spread > 0, (sxy - sx * sy) / np.where(spread > 0, spread, 1), 0.0)
+    correlation = _correlation(t.tokens, *t.moments)
     over = lambda a, b: np.where(b > 0, a / np.maximum(b, 1), 0.0)  # noqa: E731
     precision, recall, f1 = over(hits, fires), over(hits, carries), _f1(hits, fires, carries)
     return Best(

@@ -378,7 +378,8 @@ class Contexts(NamedTuple):
         tokens: [N, C], filled up with the tokenizer's eos (or 0).
         lengths: [N], tokens of each row that are text (or its leading BOS).
         documents: [N], number of the document.
-        starts: [N], place of the row's first token of text in its document.
+        starts: [N], place of the row's first token in its document; a leading BOS stands at the place before its text,
+            -1 where the document begins.
         labels: [N, C, ceil(L / 8)], bits of the labels of each token, or None.
         names: of the documents.
     """
@@ -462,7 +463,7 @@ def contexts(
                 rows.append(row)
                 lengths.append(len(first) + len(part))
                 documents.append(len(names))
-                starts.append(start)
+                starts.append(start - len(first))
                 if found is not None:
                     held = np.zeros((context, wide), np.uint8)
                     held[len(first) : lengths[-1]] = found[start : start + room]
