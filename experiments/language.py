@@ -158,8 +158,15 @@ def read(path: str) -> tuple[Transformer, text.Tokenizer]:
     Raises:
         ValueError: either can't be used, or they don't belong together.
     """
-    model = checkpoints.read(path)
-    return model, tokenizer_of(path, model.config.vocab)
+    about: dict[str, Any] = {}
+    if (Path(path) / "checkpoints").is_dir():
+        model, about = checkpoints.read_own(path)
+    else:
+        model = checkpoints.read(path)
+    tokenizer = tokenizer_of(path, model.config.vocab)
+    if about.get("tokenizer", tokenizer.digest()) != tokenizer.digest():
+        raise ValueError(f"{path} was trained with another tokenizer than the one beside it: put that one there again")
+    return model, tokenizer
 
 
 def tokenizer_of(path: str, vocab: int | None = None) -> text.Tokenizer:

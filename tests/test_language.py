@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_lm_files
+import tokenizers
 from flax import nnx
 
 from experiments import language
@@ -144,6 +146,39 @@ def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
         with pytest.raises(ValueError, match=said) as error:
             harvested(folder, tmp_path, **changes)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.ci
+def test_a_hugging_face_folder_goes_the_same_way(folder, tmp_path):
+    """config.json, sharded safetensors and tokenizer.json, letter by letter, through all three commands."""
+    letters = " abcdefghijklmnopqrstuv"
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"?": 0, **{c: i + 1 for i, c in enumerate(letters)}}, "?")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    place = test_lm_files.folder(tmp_path / "m", parts=2)
+    tokenizer.save(str(place / "tokenizer.json"))
+    texts = {"corpus.kind": "files", "corpus.path": str(folder / "texts")}
+    given = {"model": str(place), "sites": ("resid_post.0",)}
+    arrays, claims = harvested(folder, tmp_path / "h", tokens=5000, **given)
+    assert [c.text for c in claims if not c.holds] == []
+    back = next(Store(tmp_path / "h" / "store").batches(["resid_post.0"], 31))
+    rows = checkpoints.read(place)(back.tokens[None], capture=["resid_post.0"]).captured["resid_post.0"][0]
+    np.testing.assert_allclose(back.values["resid_post.0"], rows, rtol=2**-7, atol=1e-2)
+    run("sae", tmp_path, store=str(tmp_path / "h" / "store"), **SMALL)
+    arrays, _ = run("sae", tmp_path / "h", store=str(tmp_path / "h" / "store"), **given, **texts, **SMALL)
+    assert "SAE 0" in list(arrays["fidelity_names"])
+
+
+def test_a_model_is_not_read_with_another_tokenizer(tmp_path):
+    tokenizer, other = (text.train_tokenizer(python_source((name,)), 300) for name in ("json", "queue"))
+    config = Config(vocab=300, d_model=8, layers=1, heads=2, d_head=4, d_mlp=16, context=16)
+    checkpoints.save(tmp_path, Transformer(config, nnx.Rngs(0)), {"tokenizer": tokenizer.digest()})
+    (tmp_path / "tokenizer.json").write_text(tokenizer.backend.to_str())
+    assert language.read(str(tmp_path))[1].digest() == tokenizer.digest()
+    (tmp_path / "tokenizer.json").write_text(other.backend.to_str())
+    with pytest.raises(ValueError, match="trained with another tokenizer than the one beside it"):
+        language.read(str(tmp_path))
 
 
 @real

@@ -259,6 +259,9 @@ def test_our_own_files_come_back_equal(tmp_path):
     assert about == {"tokenizer": "abc"}
     assert back.config == made.config
     np.testing.assert_array_equal(back(text()).logits, made(text()).logits)
+    low = checkpoints.read(tmp_path / "m", dtype="bfloat16")
+    assert low.config == dataclasses.replace(made.config, dtype="bfloat16")
+    assert checkpoints.weights(low)["W_E"].dtype == jnp.bfloat16
     with pytest.raises(checkpoints.ModelError, match="does not exist"):
         checkpoints.read(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

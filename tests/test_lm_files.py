@@ -88,6 +88,7 @@ def put(name, value):
     return lambda held: held.update({name: value})
 
 
+KIND = "must be a (whole|positive) number|setting of the wrong kind"  # the second where every call's types are checked
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -105,6 +106,11 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None, "rope scaling 'yarn' is not known"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, None, "does not say low_freq_factor"),
         ({"num_key_value_heads": 3}, None, "must divide heads=4"),
+        ({"num_hidden_layers": 2.0}, None, KIND),
+        ({"num_key_value_heads": 2.0}, None, KIND),
+        ({"rms_norm_eps": "1e-5"}, None, KIND),
+        ({"rms_norm_eps": None}, None, KIND),
+        ({"rope_theta": -1}, None, "theta of rotary positions must be a positive number, got -1"),
         ({"hidden_size": "big"}, None, "setting of the wrong kind"),
         ({"num_attention_heads": 0, "head_dim": None}, None, "setting of the wrong kind"),
         (
@@ -200,6 +206,31 @@ held = checkpoints.weights(model)
 assert held["blocks.0.mlp.W_in"].addressable_shards[0].data.shape == (16, 16)
 assert held["blocks.0.attn.W_Q"].addressable_shards[0].data.shape == (16, 2, 4)
 assert held["blocks.0.ln1.w"].addressable_shards[0].data.shape == (16,)
+
+from superpose.interp.harvest import Harvest, Texts
+from superpose.lm import objective, sites
+from superpose.train.fit import Sampler, fit
+from superpose.train.recipe import Recipe
+from superpose.worlds import prng
+
+rng = np.random.default_rng(0)  # rows over the four devices, a pass of 8 and one of 3
+texts = Texts(rng.integers(0, 20, (11, 6)), np.full(11, 6), np.arange(11), np.zeros(11, int))
+plain = checkpoints.read(sys.argv[1])
+made = Harvest(sites.capture(plain, ["resid_post.1"]), texts, 8)
+assert made._place is not None
+rows = np.concatenate([r.values["resid_post.1"] for r in made.rows(np.arange(11))])
+want = plain(texts.tokens, capture=["resid_post.1"]).captured["resid_post.1"].reshape(66, -1)
+np.testing.assert_allclose(rows, want, atol=1e-5)
+
+batch = {"tokens": texts.tokens[:8], "mask": np.ones((8, 6), bool)}
+losses = []
+for split in (False, True):
+    pop = objective.population(plain.config, {"seed": np.arange(1)}, Recipe(steps=5, lr=1e-2), split=split)
+    source = Sampler(lambda key: jax.tree.map(jax.numpy.asarray, batch), shared=True)
+    found = fit(pop, steps=5, key=prng.key(0), source=source, log_every=1, mesh=mesh if split else None)
+    losses.append(found.history["loss"][:, 0])
+np.testing.assert_allclose(*losses, rtol=1e-4)
+assert losses[0][-1] < losses[0][0]
 """
 
 

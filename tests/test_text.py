@@ -257,6 +257,18 @@ def test_what_each_word_of_python_is(word, labels):
     assert labels <= carried, (word, carried)
 
 
+def test_source_that_can_t_be_decoded_or_is_empty_is_counted(tmp_path, monkeypatch):
+    (tmp_path / "good.py").write_text("x = 1\n")
+    (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
+    (tmp_path / "odd.py").write_bytes(b"# -*- coding: klingon -*-\n")
+    (tmp_path / "empty.py").write_text(" \n")
+    files = [(name, tmp_path / name) for name in ("good.py", "latin.py", "odd.py", "empty.py", "gone.py")]
+    monkeypatch.setattr(python_source, "_files", lambda modules: (files, []))
+    found = python_source.python_source(("whatever",))
+    assert [d.name for d in found.read()] == ["good.py"]
+    assert [s.split(":")[0] for s in found.skipped] == ["latin.py", "odd.py", "empty.py", "gone.py"]
+
+
 def test_every_indented_line_starts_with_its_indentation():
     """The first line of a block and the first after one, too, and a form feed is no line."""
     said = "class A:\n    def f(self):\n        x = 1\n        if x:\n            y = 2\n    z = 3\n\x0cimport json\n"

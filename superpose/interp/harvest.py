@@ -91,7 +91,7 @@ class Harvest:
     Args:
         run: tokens [B, T] -> {site: [B, T, d]}.
         texts: contexts.
-        batch: contexts a pass; with several devices they share it, and it must be divisible.
+        batch: contexts a pass; several devices share it where they divide it, else one makes all.
         choice: which tokens are kept.
     """
 

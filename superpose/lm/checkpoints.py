@@ -409,7 +409,8 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
     except KeyError as error:
         raise ModelError(f"{place} does not say {error.args[0]}, which a {kind} needs: copy it again") from error
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ModelError(f"{place} holds a setting of the wrong kind ({error}): copy it again") from error
+        said = str(error).splitlines()[0]
+        raise ModelError(f"{place} holds a setting of the wrong kind ({said}): copy it again") from error
     except ModelError as error:
         raise ModelError(f"{place}: {error}") from error
     except ValueError as error:
@@ -519,7 +520,7 @@ def read_hugging_face(path: str | Path, mesh: Mesh | None = None, dtype: str = "
 # --- llama2.c, our own ------------------------------------------------------------------------------------------------
 
 
-def read_llama2c(path: str | Path, dtype: str = "float32") -> Transformer:
+def read_llama2c(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Transformer:
     """A model in version 0 of llama2.c's format: seven int32, then float32.
 
     Rotations there turn neighbouring dimensions against each other; queries and keys are reordered to our halves.
@@ -574,7 +575,7 @@ def read_llama2c(path: str | Path, dtype: str = "float32") -> Transformer:
             f"{block}.mlp.W_in": part["w3"][i].T, f"{block}.ln1.w": part["ln1"][i], f"{block}.ln2.w": part["ln2"][i],
         }  # fmt: skip
     try:
-        return build(config, arrays)
+        return build(config, arrays, mesh)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
@@ -595,8 +596,10 @@ def save(path: str | Path, model: Transformer, about: Mapping[str, Any] | None =
         kept.close()
 
 
-def read_own(path: str | Path, mesh: Mesh | None = None) -> tuple[Transformer, dict[str, Any]]:
-    """What ``save`` wrote: the model, and what was said about it.
+def read_own(
+    path: str | Path, mesh: Mesh | None = None, dtype: str | None = None
+) -> tuple[Transformer, dict[str, Any]]:
+    """What ``save`` wrote: the model, in its own dtype or another, and what was said about it.
 
     Raises:
         WorkdirError: it is damaged. ModelError: there is none.
@@ -614,7 +617,8 @@ def read_own(path: str | Path, mesh: Mesh | None = None) -> tuple[Transformer, d
     _, arrays, meta = found
     if not (isinstance(meta, Mapping) and isinstance(meta.get("config"), Mapping) and "about" in meta):
         raise ModelError(f"{place} holds a run's checkpoints and no model: give a folder that checkpoints.save wrote")
-    return build(_config(dict(meta["config"])), arrays, mesh), meta["about"]
+    config = _config(dict(meta["config"]))
+    return build(dataclasses.replace(config, dtype=dtype or config.dtype), arrays, mesh), meta["about"]
 
 
 def _config(values: dict[str, Any]) -> Config:
@@ -651,8 +655,12 @@ def digest(path: str | Path) -> str:
     return h.hexdigest()[:16]
 
 
-def read(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Transformer:
+def read(path: str | Path, mesh: Mesh | None = None, dtype: str | None = None) -> Transformer:
     """A model from whatever stands there: a Hugging Face folder, a llama2.c file, a folder of ours.
+
+    Args:
+        mesh: as of ``build``.
+        dtype: of parameters and computation; None is float32, and for a folder of ours what it was trained in.
 
     Raises:
         ModelError, WorkdirError: what stands there can't be used.
@@ -660,11 +668,11 @@ def read(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> 
     place = Path(path)
     if place.is_dir():
         if (place / "checkpoints").is_dir():
-            return read_own(place, mesh)[0]
-        return read_hugging_face(place, mesh, dtype)
+            return read_own(place, mesh, dtype)[0]
+        return read_hugging_face(place, mesh, dtype or "float32")
     if not place.exists():
         raise ModelError(f"{place} does not exist: give a Hugging Face folder, a llama2.c file or a folder of ours")
-    return read_llama2c(place, dtype)
+    return read_llama2c(place, mesh, dtype or "float32")
 
 
 # --- weight processing ------------------------------------------------------------------------------------------------

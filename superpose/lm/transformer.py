@@ -49,6 +49,12 @@ class Rotary:
     factor: float = 1.0
     llama3: tuple[float, float, int] | None = None
 
+    def __post_init__(self):
+        for name in ("theta", "factor"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.floating) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} of rotary positions must be a positive number, got {value!r}")
+
     def frequencies(self, d_head: int) -> np.ndarray:
         """Radians per position, float32 [dims / 2]."""
         dims = self.dims or d_head
@@ -121,6 +127,16 @@ class Config:
     remat: bool = False
 
     def __post_init__(self):
+        for name in ("vocab", "d_model", "layers", "heads", "d_head", "d_mlp", "context", "kv_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) and not (name == "kv_heads" and value is None):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        for name in ("eps", "embed_scale", "query_scale", "attn_cap", "logit_cap"):
+            value = getattr(self, name)
+            if value is None and name not in ("eps", "embed_scale"):
+                continue
+            if not isinstance(value, int | float | np.floating) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
         for name in ("vocab", "d_model", "layers", "heads", "d_head", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -470,7 +486,13 @@ class Transformer(nnx.Module):
 
 
 def empty_cache(config: Config, batch: int, space: int, pad: Int[ArrayLike, " B"] | None = None) -> Cache:
-    """Space for so many tokens a row, in the dtype of the computation."""
+    """Space for so many tokens a row, in the dtype of the computation.
+
+    Raises:
+        ValueError: more than the model has learned positions for.
+    """
+    if config.positions == "learned" and space > config.context:
+        raise ValueError(f"a cache of {space} tokens is larger than the {config.context} positions that were learned")
     shape = (batch, space, config.groups, config.d_head)
     new = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers))
     pad = jnp.zeros(batch, jnp.int32) if pad is None else jnp.asarray(pad, jnp.int32)
