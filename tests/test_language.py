@@ -149,6 +149,35 @@ def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
 
 
 @pytest.mark.ci
+def test_saes_straight_from_the_model(folder, tmp_path):
+    """Without a disk between: an SAE by an alias, a transcoder, a crosscoder; scored on contexts that were held out."""
+    texts = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
+    live = {**texts, **SMALL, "context": 32, "generation": 64}
+    arrays, _ = run("sae", tmp_path, **live, sites=("blocks.1.hook_resid_post",))
+    assert arrays["l0"] == pytest.approx([2, 4], rel=0.6)
+    assert "SAE 1" in list(arrays["fidelity_names"])
+    assert not arrays["texts_harvested"]
+    assert formats.read(tmp_path / "export" / "1").metadata.context == 32
+    (tmp_path / "t").mkdir()
+    arrays, _ = run("sae_transcoder", tmp_path / "t", **live, reads="mlp_in.1", sites=("mlp_out.1",))
+    assert "SAE 0" in list(arrays["fidelity_names"])
+    (tmp_path / "c").mkdir()
+    arrays, _ = run("sae_crosscoder", tmp_path / "c", **live)
+    assert (arrays["explained_variance"] > 0).all()
+    with pytest.raises(ValueError, match="give a store, or a model and a corpus"):
+        run("sae", tmp_path, **SMALL)
+
+
+def test_saes_on_arrays_written_elsewhere(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32)
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "0.npy", rows)
+    arrays, _ = run("sae", tmp_path, store=str(tmp_path / "rows"), **SMALL)
+    assert arrays["rows"] == 3000
+    assert (arrays["explained_variance"] > 0).all()
+
+
+@pytest.mark.ci
 def test_a_hugging_face_folder_goes_the_same_way(folder, tmp_path):
     """config.json, sharded safetensors and tokenizer.json, letter by letter, through all three commands."""
     letters = " abcdefghijklmnopqrstuv"

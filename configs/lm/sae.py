@@ -1,8 +1,9 @@
-"""SAEs on stored activations, exported, scored and spliced into the model: the second and third of three commands.
+"""SAEs on activations, exported, scored and spliced into the model: the second and third of three commands.
 
 Command: python -m experiments.run --config=configs/lm/sae.py --config.store=STORE
-With --config.model=FOLDER --config.corpus.path=TEXTS the SAEs are spliced into the model: give texts that were not
-harvested. sae_mlp.py, sae_transcoder.py and sae_crosscoder.py are the same for other sites.
+Without a store, --config.model=FOLDER --config.corpus.path=TEXTS trains on the model's activations without a disk; with
+one, the two splice the SAEs into the model: give texts that were not harvested. A folder of .npy or .safetensors
+[rows, d] is a store too. sae_mlp.py, sae_transcoder.py and sae_crosscoder.py are the same for other sites.
 """
 
 from ml_collections import ConfigDict
@@ -19,12 +20,15 @@ def get_config(variant: str = "") -> ConfigDict:
     c.experiment = "lm.sae"  # module under experiments/
     c.variant = variant
     c.seed = 0  # of the run's one key and of the order of the rows
-    c.store = ""  # what harvest wrote
+    c.store = ""  # what harvest wrote, or a folder of .npy or .safetensors [rows, d]; "" is straight from the model
     c.skip_damaged = False  # whether damaged, missing or unfinished parts of it are passed over
     c.sites = ("resid_post.0",)  # what is reconstructed
     c.reads = ""  # what is encoded, if another site: a transcoder
     c.model = ""  # to splice the SAEs into: the model that was harvested
-    c.corpus = corpus(kind="files")  # texts to splice them in
+    c.corpus = corpus(kind="files")  # texts to splice them in; without a store also those that are trained on
+    c.context, c.bos, c.leave_special, c.first, c.outlier = 128, True, True, 0, 0.0  # without a store: as of harvest.py
+    c.tokens, c.passes = 0, 32  # the same
+    c.generation = 512  # without a store: contexts that are mixed
     c.judged = 512  # contexts of those texts
     c.window = 64  # blocks that are mixed
     c.batch = 2048  # rows per step

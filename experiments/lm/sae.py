@@ -1,10 +1,13 @@
-"""SAEs on stored activations: trained, exported, scored, spliced back into the model.
+"""SAEs on activations: trained, exported, scored, spliced back into the model.
 
-A residual or MLP SAE reads and writes one site; with ``config.reads`` it is a transcoder from one site to another;
-several names in ``config.sites`` make a crosscoder.
+Rows come from a store, from a folder of arrays written elsewhere, or straight from the model. A residual or MLP SAE
+reads and writes one site; with ``config.reads`` it is a transcoder from one site to another; several names in
+``config.sites`` make a crosscoder.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -14,32 +17,60 @@ from experiments import check, kinds, language, latents
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import fidelity
-from superpose.interp.store import Shuffled, Store
-from superpose.lm import text
+from superpose.interp.harvest import Choice, Harvest, Live
+from superpose.interp.store import Foreign, Rows, Shuffled, Store
+from superpose.lm import sites, text
 from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
 from superpose.train.fit import fit
 from superpose.train.progress import say
 
 
-def _place(config):
-    """Sites as ``Shuffled`` takes them, and the names side by side."""
-    names = tuple(config.sites)
+def _place(reads, names):
+    """Sites as ``Shuffled`` and ``Live`` take them, and how many stand side by side."""
     if not names:
-        raise ValueError("sites is empty: name at least one site of the store")
-    if config.reads:
+        raise ValueError("sites is empty: name at least one site")
+    if reads:
         if len(names) > 1:
             raise ValueError("a transcoder writes one site: give one in sites, and what it reads in reads")
-        return (config.reads, names[0]), 1
+        return (reads, names[0]), 1
     return (names[0] if len(names) == 1 else (names,)), len(names)
 
 
-def _opened(config):
-    """The store, whole and of the model that is given."""
-    expect = None
-    if config.model:
-        expect = language.identity(config.model)
-    store = Store(config.store, expect=expect, skip_damaged=config.skip_damaged)
+class _Source(NamedTuple):
+    """Where rows come from.
+
+    Attributes:
+        stream: what is trained on.
+        held: batch -> a stream of what is not.
+        held_rows, rows: how many there are, and in all.
+        site: what is reconstructed, as rows call it.
+        written: rows of it.
+        facts: as of a store's manifest.
+        texts: contexts that were held out, where the rows come from a model.
+    """
+
+    stream: Any
+    held: Callable[[int], Any]
+    held_rows: int
+    rows: int
+    site: str
+    written: Callable[[], Iterator[Rows]]
+    facts: Mapping[str, Any]
+    texts: Any = None
+
+
+def _stored(config):
+    """A store, whole and of the model that is given, or arrays written elsewhere; its last 20th is held out."""
+    asked, _ = _place(config.reads, tuple(config.sites))
+    place = Path(config.store)
+    if place.is_dir() and not (place / "manifest.json").exists() and any(
+        p.suffix in (".npy", ".safetensors") for p in place.iterdir()
+    ):  # fmt: skip
+        store: Store = Foreign(place, site=config.sites[0])
+    else:
+        expect = language.identity(config.model) if config.model else None
+        store = Store(config.store, expect=expect, skip_damaged=config.skip_damaged)
     if not (store.whole or config.skip_damaged):
         raise ValueError(
             f"the harvest of {config.store} did not come to its end: go on with it, or take what is there by "
@@ -47,18 +78,58 @@ def _opened(config):
         )
     if store.blocks < 2:
         raise ValueError(f"{config.store} has one block of rows, and one is held out: harvest more or smaller blocks")
-    return store
+    last = store.blocks - max(1, store.blocks // 20)
+    held = lambda batch: Shuffled(store, asked, batch, config.seed, config.window, range(last, store.blocks))  # noqa: E731
+    return _Source(
+        Shuffled(store, asked, config.batch, config.seed, config.window, range(last)), held,
+        int(held(1).rows_an_epoch), len(store), config.sites[0], lambda: store.batches([config.sites[0]], 2**13),
+        store.manifest.facts or {},
+    )  # fmt: skip
+
+
+def _streamed(config):
+    """Straight from the model; the last 20th of the contexts is held out."""
+    if not config.model:
+        raise ValueError("give a store, or a model and a corpus, whose activations are then trained on without a disk")
+    check.whole(config, "context", "passes", "generation")
+    model, tokenizer = language.read(config.model)
+    if config.context > model.config.context:
+        raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
+    corpus = language.corpus(config.corpus)
+    language.say_skipped(corpus)
+    contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos, tokens=config.tokens or None)
+    n = len(contexts.tokens)
+    if n < 2:
+        raise ValueError(f"the corpus fills one context of {config.context} tokens, and one is held out: give more")
+    last = n - max(1, n // 20)
+    choice = Choice(tokenizer.special if config.leave_special else (), config.first, config.outlier or None)
+    written = tuple(sites.resolve(model.config, name) for name in config.sites)
+    reads = sites.resolve(model.config, config.reads) if config.reads else ""
+    asked, _ = _place(reads, written)
+    names = list(dict.fromkeys([*written, *([reads] if reads else [])]))
+    passes = lambda chosen: Harvest(sites.capture(model, names), contexts.rows(chosen), config.passes, choice)  # noqa: E731
+    trained, held = passes(np.arange(last)), passes(np.arange(last, n))
+    count = lambda made, some: sum(len(r.tokens) for r in made.rows(some))  # noqa: E731
+    some = np.arange(min(last, 512))
+    facts = {
+        **language.identity(config.model), "corpus_digest": corpus.digest(), "context": config.context,
+        "bos": config.bos, "special": list(choice.special), "first": choice.first, "outlier": choice.outlier,
+    }  # fmt: skip
+    return _Source(
+        Live(trained, asked, config.batch, config.seed, config.generation),
+        lambda batch: Live(held, asked, batch, config.seed, n - last), count(held, np.arange(n - last)),
+        int(contexts.lengths.sum()), written[0], lambda: trained.rows(some), facts, contexts.rows(np.arange(last, n)),
+    )  # fmt: skip
 
 
 def run(config, key, workdir):
-    """Scores of every SAE on blocks that were held out, and, with a model, what splicing it in costs."""
+    """Scores of every SAE on rows that were held out, and, with a model, what splicing it in costs."""
     check.whole(config, "batch", "steps", "log_every", "held")
-    asked, count = _place(config)
-    store = _opened(config)
-    last = store.blocks - max(1, store.blocks // 20)  # the end of the corpus is scored on and not trained on
-    source = Shuffled(store, asked, config.batch, config.seed, config.window, range(last))
+    _, count = _place(config.reads, tuple(config.sites))
+    made = _stored(config) if config.store else _streamed(config)
+    source, start = made.stream, made.stream.get_state()
     sample = next(source)
-    source.set_state({"epoch": 0, "at": 0})
+    source.set_state(start)
     pair = isinstance(sample, tuple)
     x, y = sample if pair else (sample, sample)
     given = {"sites": count} if count > 1 else {}
@@ -70,7 +141,7 @@ def run(config, key, workdir):
         kind.population, steps=config.steps, key=key, source=source, workdir=workdir / "fit",
         log_every=config.log_every, title="SAEs",
     )  # fmt: skip
-    facts = store.manifest.facts or {}
+    facts = made.facts
     plain = [member for i, member in enumerate(kinds.plain(kind, result)) if result.frozen_at[i] < 0]
     if not plain:
         raise ValueError("every SAE diverged: lower kind.recipe.lr")
@@ -80,17 +151,20 @@ def run(config, key, workdir):
             model=facts.get("model"), site=config.reads or config.sites[0], site_out=config.sites[0] if pair else None,
             context=facts.get("context"), prepend_bos=facts.get("bos"),
         )  # fmt: skip
-        if count == 1:
+        if count > 1:
+            say(f"SAE {name} is a crosscoder: it is not exported, and has no one place to be spliced in")
+        else:
             try:
                 formats.write_saelens(workdir / "export" / name, arch, params, about)
             except ValueError as error:
                 say(f"SAE {name} is not exported: {error}")
 
-    blocks = range(last, store.blocks)
-    rows = int(Shuffled(store, asked, 1, blocks=blocks).rows_an_epoch)
-    held = Shuffled(store, asked, min(config.batch, rows), config.seed, config.window, blocks)
+    if not made.held_rows:
+        raise ValueError("what is held out has no row: give more texts, or leave fewer tokens out")
+    size = min(config.batch, made.held_rows)
+    held = made.held(size)
     sums: dict[str, Any] = dict.fromkeys(saes)
-    for _ in range(min(config.held, rows // held.batch)):
+    for _ in range(min(config.held, made.held_rows // size)):
         batch = next(held)
         x, y = batch if pair else (batch, batch)
         for name, sae in saes.items():
@@ -98,27 +172,31 @@ def run(config, key, workdir):
     scores = [metrics.scores(total) for total in sums.values()]
     out = {
         "l0": np.array([s.l0 for s in scores]), "explained_variance": np.array([s.explained_variance for s in scores]),
-        "dead": np.array([s.dead.latents for s in scores]), "rows": np.asarray(len(store)),
+        "dead": np.array([s.dead.latents for s in scores]), "rows": np.asarray(made.rows),
         "error": result.history["error"], "error_steps": result.history_steps,
         "fidelity_names": np.zeros(0, "<U1"),
     }  # fmt: skip
     if not config.model or count > 1:
         return out
     model, tokenizer = language.read(config.model)
-    corpus = language.corpus(config.corpus)
-    language.say_skipped(corpus)
-    same = corpus.digest() == facts.get("corpus_digest")
-    if same:
-        say("the texts that SAEs are spliced in are those that were harvested: give others for a held-out number")
-    contexts = text.contexts(corpus, tokenizer, facts.get("context", 128), bos=bool(facts.get("bos", True)))
+    if made.texts is None:
+        corpus = language.corpus(config.corpus)
+        language.say_skipped(corpus)
+        same = corpus.digest() == facts.get("corpus_digest")
+        if same:
+            say("the texts that SAEs are spliced in are those that were harvested: give others for a held-out number")
+        context, bos = facts.get("context", config.context), bool(facts.get("bos", config.bos))
+        contexts = text.contexts(corpus, tokenizer, context, bos=bos)
+    else:
+        same, contexts = False, made.texts
     chosen = np.unique(np.linspace(0, len(contexts.tokens) - 1, min(len(contexts.tokens), config.judged)).astype(int))
-    found = fidelity.moments(store.batches([config.sites[0]], 2**13), config.sites[0])
+    found = fidelity.moments(made.written(), made.site)
     k = max(1, round(float(np.median(out["l0"]))))
     replacements = {f"SAE {name}": fidelity.through(sae) for name, sae in saes.items()}
     if not pair:
         replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
     totals = fidelity.measure(
-        model, config.sites[0], replacements, contexts.rows(chosen), found.mean.astype(np.float32),
+        model, made.site, replacements, contexts.rows(chosen), found.mean.astype(np.float32),
         reads=config.reads or None, special=tuple(facts.get("special", ())), first=facts.get("first", 0),
         outlier=facts.get("outlier"), batch=16,
     )  # fmt: skip
