@@ -20,13 +20,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 
 from benchmarks.peer_lm import LARGE, MODELS, SIZE, Model
 from benchmarks.peer_sae import data
 from benchmarks.sae import ours as sae_step
 from benchmarks.toy import device_name, matmul_rate, peer
 from superpose.interp.harvest import Harvest, Texts
-from superpose.interp.store import Manifest, Rows, Shuffled, Store, Writer
+from superpose.interp.store import DTYPES, Manifest, Rows, Shuffled, Store, Writer
 from superpose.lm import checkpoints, sites
 
 HERE = Path(__file__).parent
@@ -91,6 +92,34 @@ def store(folder: Path, shards: int = 8, rows: int = 16_384) -> dict[str, float]
     return {"write": shards * rows / written, "read": batches * ROWS / (time.perf_counter() - clock)}
 
 
+def containers(folder: Path, rows: int = 65_536, batch: int = 2048, batches: int = 16) -> dict[str, float]:
+    """Rows per second of plain files, mapped, and of zarr3 by tensorstore: written, and batches of random rows read."""
+    values = np.random.default_rng(0).normal(size=(rows, D)).astype(DTYPES["bfloat16"])
+    chosen = np.random.default_rng(1).integers(0, rows, (batches, batch))
+    out = {}
+    clock = time.perf_counter()
+    values.tofile(folder / "plain")
+    out["plain files written"] = rows / (time.perf_counter() - clock)
+    mapped = np.memmap(folder / "plain", DTYPES["bfloat16"], "r", shape=(rows, D))
+    clock = time.perf_counter()
+    for some in chosen:
+        np.asarray(mapped[some])
+    out["plain files, random rows"] = batches * batch / (time.perf_counter() - clock)
+    spec = {
+        "driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "zarr")},
+        "metadata": {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1024, D]}}},
+    }  # fmt: skip
+    store = tensorstore.open(spec, create=True, dtype=tensorstore.bfloat16, shape=[rows, D]).result()
+    clock = time.perf_counter()
+    store.write(values).result()
+    out["zarr3 written"] = rows / (time.perf_counter() - clock)
+    clock = time.perf_counter()
+    for some in chosen:
+        store[some].read().result()
+    out["zarr3, random rows"] = batches * batch / (time.perf_counter() - clock)
+    return out
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with transformers (make peers)")
@@ -119,6 +148,10 @@ def main() -> int:
                 off[name], work[name] = mine["off"], mine["work"]
             for name, rate in store(folder / f"store{r}").items():
                 note(f"store {name}", rate)
+            place_of = folder / f"containers{r}"
+            place_of.mkdir()
+            for name, rate in containers(place_of).items():
+                note(f"store as {name}", rate)
             note("SAE", ROWS / sae_step("topk", start, batches, 6)["seconds"])
     median = {k: statistics.median(v) for k, v in seen.items()}
     ratios: dict[str, float] = {}
