@@ -75,7 +75,8 @@ def draw(results, config):
         ax.set_title(title)
     axes[0].set_ylim(0, 1.02)
     axes[1].set_yscale("log")
-    axes[0].legend(fontsize=8, loc="lower left")
+    axes[0].set_ylim(0, 1.18)
+    axes[0].legend(fontsize=8, loc="upper left", ncols=3, frameon=False)
     for i, site in enumerate(results["sites"]):
         density = results["density_SAE"][i]
         said = f"{site}: L0 {results['l0'][i, 0]:.1f}, EV {results['explained_variance'][i, 0]:.2f}"
