@@ -340,7 +340,7 @@ def test_a_document_is_a_function_of_seed_and_number():
 
 
 def test_bytes_are_shared_between_scripts(byte_level):
-    """A lead byte that stands in words of two scripts is one token in both."""
+    """A continuation byte that stands in words of two scripts is one token in both; lead bytes are a script's own."""
     held = {}
     for name in ("Arabic", "Hebrew", "Greek", "Cyrillic"):
         script = scripts.SCRIPTS[name]
@@ -348,3 +348,13 @@ def test_bytes_are_shared_between_scripts(byte_level):
         held[name] = {t for onset in script.onsets for t in bytes_only.encode(onset).ids.tolist()}
     assert held["Greek"] & held["Cyrillic"]
     assert held["Arabic"] & held["Hebrew"]
+    greek, hebrew = ("".join(scripts.SCRIPTS[name].onsets).encode()[::2] for name in ("Greek", "Hebrew"))
+    assert not {*greek} & {*hebrew}
+
+
+def test_words_are_drawn_by_zipf_s_law():
+    rng = np.random.default_rng(0)
+    draws = np.bincount([scripts._Zipf(50)(rng) for _ in range(40_000)], minlength=50) / 40_000
+    want = 1 / np.arange(1, 51)
+    want /= want.sum()
+    assert np.abs((draws - want) / np.sqrt(want / 40_000)).max() < 4.5

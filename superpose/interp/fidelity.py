@@ -91,7 +91,8 @@ def measure(
         mean: of the site over other texts, heads side by side or not.
         reads: the site that replacements see (a transcoder's input); None is ``site``.
         special: ids at which the value stays, and which are not counted as predictions.
-        first, outlier: as of ``harvest.Choice``: where the value stays, too, for it was not harvested.
+        first, outlier: as of ``harvest.Choice``: where the value stays, too, for it was not harvested (norms are
+            compared at this site and what is read, within ``batch`` contexts; a harvest compares all of its sites).
         batch: contexts a pass.
 
     Raises:

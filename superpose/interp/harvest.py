@@ -43,8 +43,8 @@ class Choice:
     Attributes:
         special: ids left out (BOS, end of text).
         first: so many tokens at the start of each context are left out.
-        outlier: tokens whose norm at a site exceeds this many times the median of their batch are left out; None
-            keeps them.
+        outlier: tokens whose norm at any of the sites exceeds this many times the median of their pass are left out;
+            None keeps them.
     """
 
     special: tuple[int, ...] = ()

@@ -2,9 +2,9 @@
 
 Ten writing systems have a lexicon (words made of the script's own syllables, drawn by Zipf's law within a part of
 speech and a topic), a small grammar (word order, articles, plural and past endings) and their own stops; between their
-sentences stand hexadecimal, base64, DNA, numbers, code, addresses. Bytes are shared between scripts: a byte-level
-tokenizer splits Arabic, Hebrew, Cyrillic and Greek letters into a lead byte that several of them use and one that says
-which. A document is a pure function of (seed, number).
+sentences stand hexadecimal, base64, DNA, numbers, code, addresses. A byte-level tokenizer splits letters of Arabic,
+Hebrew, Cyrillic and Greek into a lead byte, which is the script's own, and a continuation byte, which several scripts
+share: of the second alone nobody can tell the script. A document is a pure function of (seed, number).
 """
 
 from collections.abc import Callable, Sequence

@@ -19,19 +19,29 @@ from superpose.lm.transformer import Rotary, Transformer
 
 SCRIPT = Path(__file__).with_name("lm_peer.py")
 FOLDERS = [*MODELS, "llama3_old", "gemma3_old", "neox_old"]
-CONTROLS = {  # folder -> what a reader might get wrong; the logits must then differ
-    "gpt2": {"act": "gelu"},
-    "neox": {"rotary": Rotary(dims=None)},
-    "neox_in_turn": {"parallel": True},
-    "llama2": {"rotary": Rotary(9e3)},
-    "llama3": {"rotary": Rotary(5e4)},
-    "qwen2": {"eps": 1e-2},
-    "qwen2_windows": {"windows": ()},
-    "qwen3": {"rotary": Rotary(9e3)},
-    "gemma": {"embed_scale": 1.0},
-    "gemma2": {"attn_cap": None},
-    "gemma3": {"local_rotary": None},
-}
+CONTROLS = [  # what a reader might get wrong; the logits must then differ
+    ("gpt2", {"act": "gelu"}),
+    ("gpt2_untied", {"act": "gelu"}),
+    ("neox", {"rotary": Rotary(dims=None)}),
+    ("neox_in_turn", {"parallel": True}),
+    ("llama2", {"rotary": Rotary(9e3)}),
+    ("llama3", {"rotary": Rotary(5e4)}),
+    ("llama_biased", {"rotary": Rotary(9e3)}),
+    ("qwen2", {"eps": 1e-2}),
+    ("qwen2_windows", {"windows": ()}),
+    ("qwen3", {"rotary": Rotary(9e3)}),
+    ("gemma", {"embed_scale": 1.0}),
+    ("gemma2", {"attn_cap": None}),
+    ("gemma2", {"logit_cap": None}),
+    ("gemma2", {"windows": ()}),
+    ("gemma2", {"query_scale": None}),
+    ("gemma3", {"local_rotary": None}),
+    ("gemma3", {"windows": ()}),
+]
+
+
+def test_every_family_has_a_control():
+    assert {name for name, _ in CONTROLS} == MODELS.keys()
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +67,10 @@ def test_logits_are_those_of_torch(name, folders):
     assert off(checkpoints.read(folders / name), folders / name) < 1e-4
 
 
-@pytest.mark.parametrize("name", CONTROLS)
-def test_a_wrong_reading_is_seen(name, folders):
+@pytest.mark.parametrize(("name", "change"), CONTROLS)
+def test_a_wrong_reading_is_seen(name, change, folders):
     made = checkpoints.read(folders / name)
-    wrong = Transformer(dataclasses.replace(made.config, **CONTROLS[name]), nnx.Rngs(0))
+    wrong = Transformer(dataclasses.replace(made.config, **change), nnx.Rngs(0))
     wrong = nnx.merge(nnx.split(wrong)[0], nnx.state(made))
     assert off(wrong, folders / name) > 1e-3
 
