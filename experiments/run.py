@@ -121,8 +121,12 @@ def _holds(workdir: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _set_aside(workdir: Path):
-    """With --restart: what a work directory holds is deleted, or put back if the new run ends before its first step."""
+    """With --restart: what a work directory holds is deleted, or put back if the new run ends before its first step.
+
+    What a run that was killed or stopped at once had set aside is put back first, if that run had taken no step.
+    """
     old = workdir / OLD
+    _put_back(workdir)
     if _holds(workdir) and not any((place / "config.json").exists() for place in (workdir, old)):
         raise WorkdirError(f"{workdir} holds files that are no run of superpose; --restart deletes only such runs")
     shutil.rmtree(old, ignore_errors=True)
@@ -132,14 +136,22 @@ def _set_aside(workdir: Path):
     try:
         yield
     except BaseException:
-        if not list(workdir.glob("*/metrics.jsonl")):
-            for path in _holds(workdir):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for path in list(old.iterdir()):
-                path.rename(workdir / path.name)
+        _put_back(workdir)
         raise
     finally:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(workdir: Path) -> None:
+    """What a restart had set aside, if the run after it took no step."""
+    old = workdir / OLD
+    if not (old / "config.json").exists() or list(workdir.glob("*/metrics.jsonl")):
+        return
+    for path in _holds(workdir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in sorted(old.iterdir(), key=lambda p: p.name == "config.json"):
+        path.rename(workdir / path.name)
+    shutil.rmtree(old)
 
 
 def _draw(module, arrays: dict, config, base: Path) -> None:
@@ -264,8 +276,10 @@ def _stop(signum, frame=None) -> NoReturn:
     """Ends here and now, as kill -9 would: what a handler raises amid a library's callback is dropped or crashes."""
     cursor = "\x1b[?25h" if os.isatty(2) else ""  # which a progress bar had hidden
     said = f"{cursor}stopped at once; what was saved before stands, go on with:\n  {_again()}\n"
-    os.write(2, said.encode())
-    os._exit(128 + signum)
+    try:
+        os.write(2, said.encode())
+    finally:  # whoever read it may be gone
+        os._exit(128 + signum)
 
 
 def _arguments(drop: tuple[str, ...]) -> list[str]:

@@ -157,7 +157,8 @@ def test_saes_straight_from_the_model(folder, tmp_path):
     assert arrays["l0"] == pytest.approx([2, 4], rel=0.6)
     assert "SAE 1" in list(arrays["fidelity_names"])
     assert not arrays["texts_harvested"]
-    assert formats.read(tmp_path / "export" / "1").metadata.context == 32
+    about = formats.read(tmp_path / "export" / "1").metadata
+    assert (about.site, about.context, about.hook) == ("resid_post.1", 32, "blocks.1.hook_resid_post")
     (tmp_path / "t").mkdir()
     arrays, _ = run("sae_transcoder", tmp_path / "t", **live, reads="mlp_in.1", sites=("mlp_out.1",))
     assert "SAE 0" in list(arrays["fidelity_names"])

@@ -184,12 +184,15 @@ def test_a_network_that_fails_is_no_damage(tmp_path, monkeypatch):
     x = filled(path)
     back = Store(path, skip_damaged=True)
 
+    class NoAnswerError(Exception):
+        """Not all drivers raise OSError."""
+
     def cut(self, *args, **more):
-        raise TimeoutError("no answer")
+        raise NoAnswerError("no answer")
 
     with monkeypatch.context() as m:
         m.setattr(MemoryFileSystem, "cat_file", cut)
-        with pytest.raises(WorkdirError, match=r"x/000000\.bin can't be reached \(TimeoutError: no answer\); what is"):
+        with pytest.raises(WorkdirError, match=r"x/000000\.bin can't be reached \(NoAnswerError: no answer\); what is"):
             next(back.batches(["x"], 50))
         with pytest.raises(WorkdirError, match=r"manifest\.json can't be reached"):
             Store(path)
@@ -198,6 +201,31 @@ def test_a_network_that_fails_is_no_damage(tmp_path, monkeypatch):
             Writer(f"memory://{tmp_path}/other", Manifest({"x": 4}))
     assert not back.damaged
     np.testing.assert_array_equal(np.concatenate([r.values["x"] for r in back.batches(["x"], 50)]), x)
+
+
+def test_a_disk_that_refuses_is_no_damage_and_a_cut_file_is(tmp_path, monkeypatch):
+    filled(tmp_path / "s")
+    refused = PermissionError("not yours")
+    with monkeypatch.context() as m:
+        m.setattr(np, "memmap", lambda *args, **more: (_ for _ in ()).throw(refused))
+        with pytest.raises(WorkdirError, match=r"can't be reached \(PermissionError: not yours\)"):
+            next(Store(tmp_path / "s", skip_damaged=True).batches(["x"], 50))
+    path = f"memory://{tmp_path}/cut"
+    filled(path)
+    plain = MemoryFileSystem.cat_file
+    whole = MemoryFileSystem().cat_file(f"{tmp_path}/cut/x/000000.bin")
+    MemoryFileSystem().pipe_file(f"{tmp_path}/cut/x/000000.bin", whole[:100])
+
+    def strict(self, path, start=None, end=None, **more):
+        if end is not None and end > self.size(path):
+            raise ValueError("416 range not satisfiable")
+        return plain(self, path, start, end, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", strict)
+    back = Store(path, skip_damaged=True)
+    kept = sum(len(r.tokens) for r in back.batches(["x"], 50))
+    assert 0 < kept < 387
+    assert {shard for _, shard, _ in back.damaged} == {0}
 
 
 def test_a_position_is_all_that_a_shuffled_reader_remembers(tmp_path):

@@ -109,9 +109,6 @@ def claims(results, config):
         Claim("rows in the store, those left out for their norm added, are the tokens that the rule keeps",
               "by construction", float(results["planned_rows"]), size, 0.0),
     ]  # fmt: skip
-    if results["seconds"] > 10:  # of less, starting and writing are most
-        out.append(Claim("seconds over those planned, which are of the model's passes", "plan", [0.5, 2.0],
-                         float(results["seconds"] / results["planned_seconds"]), 0.0, "in"))  # fmt: skip
     if np.isfinite(results["bytes"]):
         out.append(Claim("bytes a row on disk over those planned", "plan", 1.0,
                          float(results["bytes"] / results["written"] / per_row), 0.01))  # fmt: skip

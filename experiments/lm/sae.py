@@ -18,7 +18,7 @@ from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import fidelity
 from superpose.interp.harvest import Choice, Harvest, Live
-from superpose.interp.store import Foreign, Rows, Shuffled, Store
+from superpose.interp.store import Foreign, Rows, Shuffled, Store, shaped
 from superpose.lm import sites, text
 from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
@@ -42,25 +42,25 @@ class _Source(NamedTuple):
 
     Attributes:
         stream: what is trained on.
-        held: batch -> a stream of what is not.
-        held_rows, rows: how many there are, and in all.
-        site: what is reconstructed, as rows call it.
-        written: rows of it.
+        held: batches of what is not.
+        rows: how many there are in all.
+        site, reads: what is reconstructed and what is encoded, as rows call them.
+        written: rows of the site, of what is trained on.
         facts: as of a store's manifest.
         texts: contexts that were held out, where the rows come from a model.
     """
 
     stream: Any
-    held: Callable[[int], Any]
-    held_rows: int
+    held: Callable[[], Iterator[Any]]
     rows: int
     site: str
+    reads: str
     written: Callable[[], Iterator[Rows]]
     facts: Mapping[str, Any]
     texts: Any = None
 
 
-def _stored(config):
+def _stored(config, model, tokenizer):
     """A store, whole and of the model that is given, or arrays written elsewhere; its last 20th is held out."""
     asked, _ = _place(config.reads, tuple(config.sites))
     place = Path(config.store)
@@ -68,9 +68,18 @@ def _stored(config):
         p.suffix in (".npy", ".safetensors") for p in place.iterdir()
     ):  # fmt: skip
         store: Store = Foreign(place, site=config.sites[0])
+        facts = _facts(config, tokenizer) if model is not None else {}
+        if model is not None:
+            wide, given = sites.width(model.config, config.sites[0]), store.width(config.sites[0])
+            if wide != given:
+                raise ValueError(
+                    f"{place} holds rows of {given} numbers, and {config.sites[0]} of the model has {wide}"
+                )
+            say(f"nothing says that the rows of {place} are of this model: that is taken on trust")
     else:
         expect = language.identity(config.model) if config.model else None
         store = Store(config.store, expect=expect, skip_damaged=config.skip_damaged)
+        facts = store.manifest.facts or {}
     if not (store.whole or config.skip_damaged):
         raise ValueError(
             f"the harvest of {config.store} did not come to its end: go on with it, or take what is there by "
@@ -79,46 +88,67 @@ def _stored(config):
     if store.blocks < 2:
         raise ValueError(f"{config.store} has one block of rows, and one is held out: harvest more or smaller blocks")
     last = store.blocks - max(1, store.blocks // 20)
-    held = lambda batch: Shuffled(store, asked, batch, config.seed, config.window, range(last, store.blocks))  # noqa: E731
+    mixed = lambda batch, blocks: Shuffled(store, asked, batch, config.seed, config.window, blocks)  # noqa: E731
+    rows = int(mixed(1, range(last, store.blocks)).rows_an_epoch)
+    size = min(config.batch, rows)
+
+    def held():
+        stream = mixed(size, range(last, store.blocks))
+        return (next(stream) for _ in range(min(config.held, rows // size)))
+
     return _Source(
-        Shuffled(store, asked, config.batch, config.seed, config.window, range(last)), held,
-        int(held(1).rows_an_epoch), len(store), config.sites[0], lambda: store.batches([config.sites[0]], 2**13),
-        store.manifest.facts or {},
+        mixed(config.batch, range(last)), held, len(store), config.sites[0], config.reads,
+        lambda: store.batches([config.sites[0]], 2**13), facts,
     )  # fmt: skip
 
 
-def _streamed(config):
+def _facts(config, tokenizer):
+    """What a manifest says of contexts and of tokens left out, by the config."""
+    special = list(tokenizer.special) if config.leave_special else []
+    return {"context": config.context, "bos": config.bos, "special": special, "first": config.first,
+            "outlier": config.outlier or None}  # fmt: skip
+
+
+def _streamed(config, model, tokenizer):
     """Straight from the model; the last 20th of the contexts is held out."""
-    if not config.model:
+    if model is None:
         raise ValueError("give a store, or a model and a corpus, whose activations are then trained on without a disk")
     check.whole(config, "context", "passes", "generation")
-    model, tokenizer = language.read(config.model)
     if config.context > model.config.context:
         raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
     contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos, tokens=config.tokens or None)
     n = len(contexts.tokens)
-    if n < 2:
-        raise ValueError(f"the corpus fills one context of {config.context} tokens, and one is held out: give more")
     last = n - max(1, n // 20)
-    choice = Choice(tokenizer.special if config.leave_special else (), config.first, config.outlier or None)
+    if last < 1:
+        raise ValueError(f"the corpus fills one context of {config.context} tokens, and one is held out: give more")
+    facts = _facts(config, tokenizer)
+    choice = Choice(tuple(facts["special"]), facts["first"], facts["outlier"])
     written = tuple(sites.resolve(model.config, name) for name in config.sites)
     reads = sites.resolve(model.config, config.reads) if config.reads else ""
     asked, _ = _place(reads, written)
     names = list(dict.fromkeys([*written, *([reads] if reads else [])]))
-    passes = lambda chosen: Harvest(sites.capture(model, names), contexts.rows(chosen), config.passes, choice)  # noqa: E731
-    trained, held = passes(np.arange(last)), passes(np.arange(last, n))
-    count = lambda made, some: sum(len(r.tokens) for r in made.rows(some))  # noqa: E731
-    some = np.arange(min(last, 512))
-    facts = {
-        **language.identity(config.model), "corpus_digest": corpus.digest(), "context": config.context,
-        "bos": config.bos, "special": list(choice.special), "first": choice.first, "outlier": choice.outlier,
-    }  # fmt: skip
+    harvest = Harvest(sites.capture(model, names), contexts, config.passes, choice)
+    spread = lambda first, end, most: np.unique(np.linspace(first, end - 1, min(end - first, most)).astype(int))  # noqa: E731
+    counted = harvest.count(np.arange(last, n))
+    if not counted:
+        raise ValueError("what is held out has no row: give more texts, or leave fewer tokens out")
+    enough = -(-config.held * config.batch * (n - last) // counted)
+
+    def held():
+        found = list(harvest.rows(spread(last, n, enough)))
+        values = {name: np.concatenate([f.values[name] for f in found]) for name in names}
+        rows = len(values[names[0]])
+        size = min(config.batch, rows)
+        for i in range(0, min(config.held, rows // size) * size, size):
+            yield shaped({name: v[i : i + size].astype(np.float32) for name, v in values.items()}, asked)
+
+    train, judged = harvest.of(contexts.rows(np.arange(last))), contexts.rows(np.arange(last, n))
     return _Source(
-        Live(trained, asked, config.batch, config.seed, config.generation),
-        lambda batch: Live(held, asked, batch, config.seed, n - last), count(held, np.arange(n - last)),
-        int(contexts.lengths.sum()), written[0], lambda: trained.rows(some), facts, contexts.rows(np.arange(last, n)),
+        Live(train, asked, config.batch, config.seed, config.generation), held, harvest.count(np.arange(n)), written[0],
+        reads, lambda: harvest.rows(spread(0, last, 512)),
+        {**facts, **language.identity(config.model), "corpus_digest": corpus.digest()}, judged,
     )  # fmt: skip
 
 
@@ -126,7 +156,8 @@ def run(config, key, workdir):
     """Scores of every SAE on rows that were held out, and, with a model, what splicing it in costs."""
     check.whole(config, "batch", "steps", "log_every", "held")
     _, count = _place(config.reads, tuple(config.sites))
-    made = _stored(config) if config.store else _streamed(config)
+    model, tokenizer = language.read(config.model) if config.model else (None, None)
+    made = (_stored if config.store else _streamed)(config, model, tokenizer)
     source, start = made.stream, made.stream.get_state()
     sample = next(source)
     source.set_state(start)
@@ -148,7 +179,7 @@ def run(config, key, workdir):
     saes = {f"{i}": SAE(*member) for i, member in enumerate(plain)}
     for name, (arch, params) in zip(saes, plain, strict=True):
         about = formats.Metadata(
-            model=facts.get("model"), site=config.reads or config.sites[0], site_out=config.sites[0] if pair else None,
+            model=facts.get("model"), site=made.reads or made.site, site_out=made.site if pair else None,
             context=facts.get("context"), prepend_bos=facts.get("bos"),
         )  # fmt: skip
         if count > 1:
@@ -159,13 +190,8 @@ def run(config, key, workdir):
             except ValueError as error:
                 say(f"SAE {name} is not exported: {error}")
 
-    if not made.held_rows:
-        raise ValueError("what is held out has no row: give more texts, or leave fewer tokens out")
-    size = min(config.batch, made.held_rows)
-    held = made.held(size)
     sums: dict[str, Any] = dict.fromkeys(saes)
-    for _ in range(min(config.held, made.held_rows // size)):
-        batch = next(held)
+    for batch in made.held():
         x, y = batch if pair else (batch, batch)
         for name, sae in saes.items():
             sums[name] = metrics.add(sums[name], _sums(sae, x, y))
@@ -173,20 +199,18 @@ def run(config, key, workdir):
     out = {
         "l0": np.array([s.l0 for s in scores]), "explained_variance": np.array([s.explained_variance for s in scores]),
         "dead": np.array([s.dead.latents for s in scores]), "rows": np.asarray(made.rows),
-        "error": result.history["error"], "error_steps": result.history_steps,
+        "error": result.history["error"][:, result.frozen_at < 0], "error_steps": result.history_steps,
         "fidelity_names": np.zeros(0, "<U1"),
     }  # fmt: skip
-    if not config.model or count > 1:
+    if model is None or tokenizer is None or count > 1:
         return out
-    model, tokenizer = language.read(config.model)
     if made.texts is None:
         corpus = language.corpus(config.corpus)
         language.say_skipped(corpus)
         same = corpus.digest() == facts.get("corpus_digest")
         if same:
             say("the texts that SAEs are spliced in are those that were harvested: give others for a held-out number")
-        context, bos = facts.get("context", config.context), bool(facts.get("bos", config.bos))
-        contexts = text.contexts(corpus, tokenizer, context, bos=bos)
+        contexts = text.contexts(corpus, tokenizer, facts.get("context", 128), bos=bool(facts.get("bos", True)))
     else:
         same, contexts = False, made.texts
     chosen = np.unique(np.linspace(0, len(contexts.tokens) - 1, min(len(contexts.tokens), config.judged)).astype(int))
@@ -197,7 +221,7 @@ def run(config, key, workdir):
         replacements |= {f"PCA {k}": fidelity.pca(found, k), f"{k} neurons": fidelity.top_neurons(k)}
     totals = fidelity.measure(
         model, made.site, replacements, contexts.rows(chosen), found.mean.astype(np.float32),
-        reads=config.reads or None, special=tuple(facts.get("special", ())), first=facts.get("first", 0),
+        reads=made.reads or None, special=tuple(facts.get("special", ())), first=facts.get("first", 0),
         outlier=facts.get("outlier"), batch=16,
     )  # fmt: skip
     table = fidelity.scores(totals)
@@ -218,7 +242,7 @@ def draw(results, config):
     """Error while training; L0 against explained variance; cross-entropy recovered beside baselines."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), dpi=110, layout="constrained")
     axes[0].set(xlabel="step", ylabel="error (as trained)", yscale="log", title="training")
-    axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="rows of the store that were held out")
+    axes[1].set(xlabel="$L_0$", ylabel="explained variance", title="rows that were held out")
     axes[1].margins(0.15)
     for i, (l0, explained) in enumerate(zip(results["l0"], results["explained_variance"], strict=True)):
         axes[0].plot(results["error_steps"], results["error"][:, i], lw=1.1, color=f"C{i}", label=f"SAE {i}")

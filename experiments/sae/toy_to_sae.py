@@ -153,11 +153,14 @@ def claims(results, config):
         out += [
             Claim(f"1-S = {p:g}: share of the {here.sum()} represented features with a decoder row at cosine > 0.9",
                   TMS, 0.9, _mean(cosines[c][:, here].max(0) > 0.9), 0.0, ">=", note=dense),
-            Claim(f"1-S = {p:g}: share of the represented features with F1 > 0.8", TMS, 0.9,
-                  _mean(f1[c][here] > 0.8), 0.0, ">=", note=dense or (NEIGHBOURS if p < 0.03 else "")),
             Claim(f"1-S = {p:g}: mean F1 of the represented features, less that of an untrained SAE at its threshold",
                   "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">=", note=dense),
         ]  # fmt: skip
+        if on > 0.99:
+            continue  # of what is always on F1 says nothing
+        why = dense or (NEIGHBOURS if p < 0.03 else "")
+        out.append(Claim(f"1-S = {p:g}: share of the represented features with F1 > 0.8", TMS, 0.9,
+                         _mean(f1[c][here] > 0.8), 0.0, ">=", note=why))  # fmt: skip
         if gone.any():
             always, most = 2 * on / (1 + on), int(np.flatnonzero(gone)[f1[c][gone].argmax()])
             part = f"the largest over latents and features is of one with ||W_i|| = {results['norms'][c][most]:.2f}"

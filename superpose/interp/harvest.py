@@ -5,6 +5,7 @@ docs/language_models.md shows foreign NNX and Linen modules. Rows come in the or
 harvested is a function of model and corpus alone.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ class Harvest:
             raise ValueError(f"batch must be at least 1 context, got {batch}")
         self.dropped = 0
 
+    def of(self, texts: Any) -> "Harvest":
+        """The same passes over other contexts."""
+        other = copy.copy(self)
+        other.texts, other.dropped = texts, 0
+        return other
+
+    def count(self, contexts: Sequence[int] | np.ndarray) -> int:
+        """Rows that some contexts have, those left out for their norm included; nothing is computed."""
+        return int(self._by_rule(np.asarray(contexts)).sum())
+
     def _start(self, chosen: np.ndarray) -> Any:
         """Begins a pass; the last one of few contexts is filled up with its first."""
         tokens = self.texts.tokens[chosen]
@@ -169,7 +180,7 @@ class Harvest:
         """What a harvest of everything will take: rows (before those left out for their norm), bytes, and seconds as
         measured on a few passes."""
         n, dropped = len(self.texts.tokens), self.dropped
-        rows = int(self._by_rule(np.arange(n)).sum())
+        rows = self.count(np.arange(n))
         size = sum(self.widths().values()) * DTYPES[dtype].itemsize + 12
         first = np.arange(min(n, self.batch))
         for _ in self.rows(first):

@@ -409,7 +409,7 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
     except KeyError as error:
         raise ModelError(f"{place} does not say {error.args[0]}, which a {kind} needs: copy it again") from error
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        said = str(error).splitlines()[0]
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{place} holds a setting of the wrong kind ({said}): copy it again") from error
     except ModelError as error:
         raise ModelError(f"{place}: {error}") from error

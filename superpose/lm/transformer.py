@@ -32,6 +32,11 @@ NORMS = ("layer", "rms", "none")
 POSITIONS = ("rotary", "learned", "none")
 
 
+def _positive(value: Any) -> bool:
+    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")
+
+
 @dataclass(frozen=True)
 class Rotary:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864), the two halves of a head rotated against each other.
@@ -52,8 +57,12 @@ class Rotary:
     def __post_init__(self):
         for name in ("theta", "factor"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.floating) or not 0 < value < float("inf"):
+            if not _positive(value):
                 raise ValueError(f"{name} of rotary positions must be a positive number, got {value!r}")
+        if self.dims is not None and not isinstance(self.dims, int | np.integer):
+            raise ValueError(f"dims of rotary positions must be a whole number, got {self.dims!r}")
+        if self.llama3 is not None and not (all(map(_positive, self.llama3)) and self.llama3[0] < self.llama3[1]):
+            raise ValueError(f"llama3 needs 0 < low < high and a positive context, got {self.llama3}")
 
     def frequencies(self, d_head: int) -> np.ndarray:
         """Radians per position, float32 [dims / 2]."""
@@ -129,14 +138,18 @@ class Config:
     def __post_init__(self):
         for name in ("vocab", "d_model", "layers", "heads", "d_head", "d_mlp", "context", "kv_heads"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) and not (name == "kv_heads" and value is None):
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole and not (name == "kv_heads" and value is None):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
         for name in ("eps", "embed_scale", "query_scale", "attn_cap", "logit_cap"):
             value = getattr(self, name)
             if value is None and name not in ("eps", "embed_scale"):
                 continue
-            if not isinstance(value, int | float | np.floating) or not 0 < value < float("inf"):
+            if not _positive(value) and not (name == "eps" and value == 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for window in self.windows:
+            if window is not None and not (isinstance(window, int | np.integer) and window > 0):
+                raise ValueError(f"windows must hold whole numbers of at least 1, or None, got {window!r}")
         for name in ("vocab", "d_model", "layers", "heads", "d_head", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

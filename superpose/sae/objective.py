@@ -151,12 +151,14 @@ def defaults(
     """Settings that the published recipes share, for activations of a language model, in batches of 2,000 to 8,000.
 
     All: W_enc starts as W_dec^T, inputs scaled to mean norm sqrt(d), b_dec their geometric median, Adam clipped at 1,
-    1,000 steps of warm-up, the rate falling to 0 over the last fifth, latents dead after 10 million silent tokens.
+    1,000 steps of warm-up (a quarter of a short run), the rate falling to 0 over the last fifth, latents dead after 10
+    million silent tokens: what most of the recipes below do, each of which departs somewhere.
     topk, batch_topk, abs_topk (Gao et al. 2024, arXiv 2406.04093; Bussmann et al. 2024, arXiv 2412.06410): unit rows,
     AuxK at 1/32, rate 2e-4 / sqrt(d_sae / 2^14); the running threshold moves by 0.01 from the first batch on, whose
     share after 1,000 steps is 4e-5. relu (Anthropic, April 2024): free rows that start at norm 0.1, L1 weighted by
     them. gated (Rajamanoharan et al. 2024, arXiv 2404.16014): unit rows, L1 on the gate. jumprelu (Anthropic, January
-    2025): free rows from 0.1, tanh penalty, bandwidth 2, thresholds from 0.1, gradients through to the encoder. The
+    2025): free rows from 0.1, tanh penalty, bandwidth 2, thresholds from 0.1, gradients through to the encoder, the
+    pre-activation loss at 3e-6 for dead latents. The
     last three: rate 3e-4, coefficient rising over the whole run (jumprelu) or its first twentieth; gated and jumprelu
     take Adam's b1 = 0; the encoders of relu and jumprelu see x and not x - b_dec.
 
