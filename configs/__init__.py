@@ -50,7 +50,6 @@ def corpus(
     pattern: str = "**/*.txt",
     separator: str | None = None,
     column: str = "text",
-    digest: str = "",
 ) -> ConfigDict:
     """A corpus: "python source", "scripts", "files" or "dataset", and what each of them takes.
 
@@ -61,11 +60,10 @@ def corpus(
         path: file, folder or name of a data set.
         pattern, separator: of files in a folder, and between the documents of a file.
         column: of a data set.
-        digest: what its texts must hash to, as figures and stores state it; "" takes any.
     """
     c = ConfigDict(
         {"kind": kind, "modules": modules, "documents": documents, "seed": seed, "path": path, "pattern": pattern,
-         "column": column, "digest": digest}
+         "column": column}
     )  # fmt: skip
     c.separator = placeholder(str) if separator is None else separator
     return c
