@@ -75,6 +75,11 @@ def of_each_kind():
     return {kind: trained(kind) for kind in KINDS}
 
 
+def ci(kind):
+    """One kind more for CI alone."""
+    return pytest.param(kind, marks=pytest.mark.ci)
+
+
 def rows(n=512, seed=7):
     return WORLD.sample(jax.random.key(seed), P, n).T @ DIRECTIONS
 
@@ -445,7 +450,7 @@ def test_matryoshka_s_inner_dictionary_stands_alone(nested):
     assert inner(Training(**nested)) < 0.9 * inner(Training())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k in ("relu", "batch_topk") else ci(k) for k in KINDS])
 def test_matryoshka_s_loss_by_hand(kind):
     """Over every activation: errors of the nested reconstructions in place of the whole one's, summed or averaged."""
     arch, params = params_of(kind)
@@ -685,15 +690,18 @@ def test_what_resampling_draws_is_looked_at():
         resample(arch, training, rows=32)(members, {}, source, KEY, 3)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "controlled", "auxk", "pre_act"])
+REVIVED = {
+    "controlled": ("relu", Training(penalty="l1", coefficient=0.4, control=True, target_l0=3.0)),
+    "auxk": ("topk", Training(revival="auxk", dead_tokens=64)),
+    "pre_act": ("jumprelu", Training(penalty="l0", coefficient=0.05, revival="pre_act", dead_tokens=64)),
+}
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", *map(ci, sorted(KINDS.keys() - {"batch_topk"} | {*REVIVED}))])
 def test_a_world_that_never_fires_trains_to_silence(kind):
     """Zeros in, zeros out: no NaN, no member lost; and a person is told before (``prepared``)."""
-    training = {
-        "controlled": Training(penalty="l1", coefficient=0.4, control=True, target_l0=3.0),
-        "auxk": Training(revival="auxk", dead_tokens=64),
-        "pre_act": Training(penalty="l0", coefficient=0.05, revival="pre_act", dead_tokens=64),
-    }.get(kind) or KINDS[kind][1]
-    arch = arch_of({"controlled": "relu", "auxk": "topk", "pre_act": "jumprelu"}.get(kind, kind))
+    activation, training = REVIVED.get(kind) or (kind, KINDS[kind][1])
+    arch = arch_of(activation)
     still = Sampler(lambda key: jnp.zeros((16, D)), shared=True)
     result, _ = trained(arch.activation, steps=20, training=training, arch=arch, source=still)
     if kind == "pre_act":  # which pushes the dead up until they fire
