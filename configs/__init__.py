@@ -50,6 +50,7 @@ def corpus(
     pattern: str = "**/*.txt",
     separator: str | None = None,
     column: str = "text",
+    digest: str = "",
 ) -> ConfigDict:
     """A corpus: "python source", "scripts", "files" or "dataset", and what each of them takes.
 
@@ -60,10 +61,11 @@ def corpus(
         path: file, folder or name of a data set.
         pattern, separator: of files in a folder, and between the documents of a file.
         column: of a data set.
+        digest: what its texts must hash to, as figures and stores state it; "" takes any.
     """
     c = ConfigDict(
         {"kind": kind, "modules": modules, "documents": documents, "seed": seed, "path": path, "pattern": pattern,
-         "column": column}
+         "column": column, "digest": digest}
     )  # fmt: skip
     c.separator = placeholder(str) if separator is None else separator
     return c

@@ -31,8 +31,18 @@ def corpus(c: Any) -> text.Corpus:
     """What ``c.corpus`` states: a kind of ``configs.corpus``, and its values.
 
     Raises:
-        ValueError: an unknown kind, or a corpus that can't be read.
+        ValueError: an unknown kind, a corpus that can't be read, or other texts than its digest says.
     """
+    found = _corpus(c)
+    if c.digest and found.digest() != c.digest:
+        raise ValueError(
+            f"the texts of {found.name} hash to {found.digest()} and the config asks for {c.digest}: these are other "
+            "texts (another version of Python or of the files); leave corpus.digest out to take them"
+        )
+    return found
+
+
+def _corpus(c: Any) -> text.Corpus:
     match c.kind:
         case "python source":
             modules = python_source.MODULES if not c.modules else tuple(c.modules)

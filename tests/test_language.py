@@ -137,6 +137,7 @@ def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
         ({"sites": ("resid_post.9",)}, "no site"),
         ({"corpus.path": str(tmp_path / "nowhere")}, "does not exist"),
         ({"corpus.kind": "tape"}, "unknown kind of corpus"),
+        ({"corpus.digest": "0123"}, "these are other texts"),
         ({"context": 1}, "context must be a whole number of at least 2"),
         ({"context": 65}, "at most the model's 64"),
         ({"model": str(same_name)}, "is a store of something else .weights differ"),
