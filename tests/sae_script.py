@@ -1,12 +1,16 @@
 """A run of SAEs that the tests share; as a process of its own: sae_script.py WORKDIR trains there, time enough to be
-killed, and saves WORKDIR/result.npz; a number after it is the stream's position at which the process kills itself."""
+killed, and saves WORKDIR/result.npz; a number after it is the stream's position at which the process kills itself.
+sae_script.py devices prints what splitting the latents over the devices changes."""
 
+import json
 import signal
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
-from train_script import KEY, Batches, leaves
+from jax.sharding import PartitionSpec
+from train_script import KEY, Batches, device_mesh, furthest, leaves, shards
 
 from superpose.sae import objective
 from superpose.sae.model import Architecture
@@ -54,17 +58,36 @@ def parts():
     }
 
 
-def saes(workdir=None, stream=None, names=("chosen", "steered", "resampled"), d_sae=F):
+def split(params):
+    """The latents over a mesh axis."""
+    place = {"W_enc": PartitionSpec(None, "feature"), "b_dec": PartitionSpec()}
+    return {name: place.get(name, PartitionSpec("feature")) for name in params}
+
+
+def saes(workdir=None, stream=None, names=("chosen", "steered", "resampled"), d_sae=F, mesh=None):
     """40 steps in 10 chunks, two of which end with a resampling; every chunk is saved."""
+    spec = split if mesh is not None else None
     pops = {}
     for name in names:
         arch, training, hyper, resampled = parts()[name]
         arch = Architecture(D, d_sae, arch.activation, k=arch.k)
         between = objective.resample(arch, training, rows=ROWS) if resampled else None
         recipe = Recipe(steps=STEPS, lr=0.01, schedule="cosine", warmup=5)
-        pops[name] = population(arch, training, {"seed": np.arange(2), **hyper}, recipe, between=between)
-    settings = dict(steps=STEPS, key=KEY, log_every=5, workdir=workdir, checkpoint_seconds=0.0, mesh=None)
+        pops[name] = population(arch, training, {"seed": np.arange(2), **hyper}, recipe, between=between, param_spec=spec)
+    settings = dict(steps=STEPS, key=KEY, log_every=5, workdir=workdir, checkpoint_seconds=0.0, mesh=mesh)
     return fit(pops, source=stream or Activations(), between_at=BETWEEN if "resampled" in names else (), **settings)
+
+
+def devices():
+    """name -> how far SAEs whose latents lie on several devices end from those on one, and on how many they lie."""
+    found = {}
+    for name in parts():
+        one, several = saes(names=(name,))[name], saes(names=(name,), mesh=device_mesh("feature"))[name]
+        found[name] = {
+            "far": furthest(several, one), "shards": [shards(several.params[k]) for k in ("W_enc", "W_dec", "b_dec")],
+            "moved": float(np.abs(np.diff(one.history["loss"], axis=0)).max()),
+        }  # fmt: skip
+    print(json.dumps(found))
 
 
 def main(workdir, position=None):
@@ -75,4 +98,4 @@ def main(workdir, position=None):
 
 if __name__ == "__main__":
     signal.alarm(300)  # no orphan outlives its test by much
-    main(*sys.argv[1:])
+    devices() if sys.argv[1] == "devices" else main(*sys.argv[1:])

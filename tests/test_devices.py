@@ -13,18 +13,23 @@ HERE = Path(__file__).parent
 NEAR = 1e-5
 
 
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """What ``train_script.py devices`` found, in one process."""
+def on_eight(*command):
+    """What a script prints in a process with eight devices."""
     environment = os.environ | {
         "PYTHONPATH": str(HERE.parent),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, str(HERE / "train_script.py"), "devices", str(tmp_path_factory.mktemp("devices"))]
+    command = [sys.executable, str(HERE / command[0]), *map(str, command[1:])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """What ``train_script.py devices`` found, in one process."""
+    found = on_eight("train_script.py", "devices", tmp_path_factory.mktemp("devices"))
     assert found["devices"] == 8
     return found
 
@@ -45,6 +50,15 @@ def test_features_and_members_over_a_mesh(eight):
         assert found["shards"] == [parts, parts, parts, 1]
         assert found["far"] <= NEAR
     assert eight["features"]["moved"] > 1000 * NEAR
+
+
+@pytest.mark.ci
+def test_latents_of_saes_over_a_mesh():
+    """Selection over split latents (top-k of a batch, thresholds, resampling) trains as on one device."""
+    for found in on_eight("sae_script.py", "devices").values():
+        assert found["shards"] == [8, 8, 1]
+        assert found["far"] <= NEAR
+        assert found["moved"] > 100 * NEAR
 
 
 def test_a_stream_s_batch_over_a_mesh(eight):

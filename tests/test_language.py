@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import test_lm_files
 import tokenizers
 from flax import nnx
 
-from experiments import language
+from experiments import language, latents
+from superpose.interp import labels
 from superpose.interp.store import Store
 from superpose.lm import checkpoints, text
 from superpose.lm.python_source import python_source
@@ -258,3 +260,22 @@ def test_token_frequencies_are_a_loss(folder):
     found = text.contexts(text.from_files(folder / "texts"), tokenizer, 32)
     texts = language.Texts(text.from_files(folder / "texts"), "", tokenizer, found, found)
     assert 0 < language.unigram(texts) < np.log(320)
+
+
+def test_precision_by_activation_bin(monkeypatch):
+    """Counted by hand over three batches; silent tokens are in no bin, documents of even number in none either."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 3, (90, 4)) * (rng.random((90, 4)) < 0.6)
+    y, documents = rng.random((90, 2)) < 0.4, rng.integers(0, 6, 90)
+    batches = [labels.Batch(values[i::3], y[i::3], documents[i::3], None) for i in range(3)]
+    monkeypatch.setattr(latents, "_labelled", lambda *_: lambda: iter(batches))
+    texts = types.SimpleNamespace(corpus=types.SimpleNamespace(labels=("a", "b")))
+    found = latents.by_bin(None, None, texts, "mlp_post.0", None, [2, 0], ["b", "a"], bins=5)
+    for i, (unit, label) in enumerate(((2, 1), (0, 0))):
+        top = values[:, unit].max()
+        assert found["bin_top"][i] == top
+        for k in range(5):
+            inside = (documents % 2 == 1) & (values[:, unit] > 0) & (values[:, unit] >= k / 5 * top)
+            inside &= (values[:, unit] < (k + 1) / 5 * top) | (k == 4)
+            assert found["bin_tokens"][i, k] == inside.sum()
+            assert found["bin_hits"][i, k] == (inside & y[:, label]).sum()

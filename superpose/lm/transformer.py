@@ -569,10 +569,9 @@ def next_token_loss(
     >>> print(nll.round(4), counts)  # log 4
     [[1.3863 1.3863]] [[ True  True]]
     """
-    ahead = jnp.asarray(tokens)[:, 1:]
-    logits = logits[:, :-1].astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, ahead[..., None], -1)[..., 0]
-    nll = jax.nn.logsumexp(logits, -1) - chosen
+    ahead, logits = jnp.asarray(tokens)[:, 1:], logits.astype(jnp.float32)
+    asked = jnp.pad(ahead, ((0, 0), (0, 1)))  # the last is left out of the result: logits are copied if cut before
+    nll = (jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, asked[..., None], -1)[..., 0])[:, :-1]
     return nll, jnp.ones(ahead.shape, bool) if mask is None else jnp.asarray(mask)[:, 1:]
 
 

@@ -332,7 +332,9 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
             nested, *guessed = sparse.reconstruct(*encoder, W_dec, seen.pre.product, (seen.chosen, *guesses), which)
         else:
             nested = _nested(seen.acts, W_dec, edges, t)
-            guessed = [(sparse.dense_chosen(seen.pre, chosen) @ W_dec)[None] for chosen in guesses]
+            attempt = lambda pre, W, chosen: (sparse.dense_chosen(pre, chosen) @ W)[None]  # noqa: E731
+            nothing = lambda pre, W, chosen: jnp.zeros((1, *y.shape), W.dtype)  # noqa: E731
+            guessed = [lax.cond(dead.any(), attempt, nothing, seen.pre, W_dec, chosen) for chosen in guesses]
         nested = nested + b_dec
         if arch.skip:
             nested = nested + x @ params["W_skip"]

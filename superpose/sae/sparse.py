@@ -21,7 +21,7 @@ class Code(NamedTuple):
 
     Attributes:
         values: [batch, K], 0 where fewer are active.
-        indices: [batch, K], each latent at most once in a row.
+        indices: [batch, K], each latent at most once in a row (but for those of value 0).
     """
 
     values: Float[Array, "batch K"]
@@ -140,8 +140,15 @@ def rank_scores(
     code = top_scores(pre, weight, k_max, signed)
     kept = (jnp.arange(k_max) < k) & (code.values > 0)
     values = jnp.where(kept, pre.at(code.indices), 0.0)
-    ranks, none = jnp.asarray(k_max, jnp.int32), jnp.zeros(0, jnp.int32)
-    return Chosen(Code(values, code.indices), ranks, none, jnp.int32(0), weight, jnp.asarray(jnp.inf, values.dtype))
+    return of_code(Code(values, code.indices), k_max, weight)
+
+
+def of_code(code: Code, ranks: Any, weight: Float[Array, " F"]) -> Chosen:
+    """What a code says in its first columns, and nothing else, is on."""
+    values, nobody = code.values, jnp.zeros(0, jnp.int32)
+    return Chosen(
+        code, jnp.asarray(ranks, jnp.int32), nobody, jnp.int32(0), weight, jnp.asarray(jnp.inf, values.dtype)
+    )
 
 
 def batch_scores(
@@ -290,19 +297,56 @@ def _stretches(acts, W_dec, edges):
     return lax.map(lambda mine: jnp.where(mine, acts, 0.0) @ W_dec, segment.T)
 
 
-def _forward(W_dec, pre, chosen, edges):
-    def add_code(out, c, e):
-        def add(j, out):
-            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in c.code)
-            row = jnp.take(W_dec, i, 0)
-            share = v[:, None] if e.shape[0] == 1 else jnp.where(_segment(i, e), v[:, None], 0.0)
-            return out + share.T[..., None] * row
+BLOCKS = 16
+"""Rows of a batch-wide choice are worked through in so many blocks, those with as many latents on side by side."""
 
-        return lax.fori_loop(0, c.ranks, add, out)
+
+def _blocks(c: Chosen) -> tuple[Any, Int[Array, " n"]]:
+    """(order of the rows or None, columns that each of n blocks of them uses).
+
+    The few rows with many latents on then cost columns of their own block only.
+    """
+    batch = c.code.values.shape[0]
+    if not c.overfull.size or batch % BLOCKS:  # every row has about as many on, or the blocks would not be equal
+        return None, c.ranks[None]
+    count = jnp.sum(c.code.values != 0, 1)
+    order = jnp.argsort(-count)
+    return order, count[order].reshape(BLOCKS, -1)[:, 0].astype(c.ranks.dtype)
+
+
+def _cut(rows: Array, order: Any, n: int) -> Array:
+    """Rows [batch, ...] in their order, as n blocks."""
+    rows = rows if order is None else rows[order]
+    return rows.reshape(n, -1, *rows.shape[1:])
+
+
+def _column(code: Code, j: Any) -> tuple[Array, Array]:
+    values, indices = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in code)
+    return values, indices
+
+
+def _forward(W_dec, pre, chosen, edges):
+    def of_code(c, e):
+        order, ranks = _blocks(c)
+
+        def block(args):
+            code, ranks = args
+
+            def add(j, out):
+                v, i = _column(code, j)
+                row = jnp.take(W_dec, i, 0)
+                share = v[:, None] if e.shape[0] == 1 else jnp.where(_segment(i, e), v[:, None], 0.0)
+                return out + share.T[..., None] * row
+
+            start = jnp.zeros((e.shape[0], code.values.shape[0], W_dec.shape[1]), W_dec.dtype)
+            return lax.fori_loop(0, ranks, add, start)
+
+        cut = Code(*(_cut(a, order, len(ranks)) for a in c.code))
+        out = jnp.moveaxis(lax.map(block, (cut, ranks)), 0, 1).reshape(e.shape[0], -1, W_dec.shape[1])
+        return out if order is None else jnp.zeros_like(out).at[:, order].set(out)
 
     def by_code(pre):
-        zeros = (jnp.zeros((e.shape[0], pre.product.shape[0], W_dec.shape[1]), W_dec.dtype) for e in edges)
-        return tuple(map(add_code, zeros, chosen, edges))
+        return tuple(map(of_code, chosen, edges))
 
     def and_rest(pre):
         add = lambda out, c, e: out.at[:, c.overfull].add(_stretches(c.rest(pre), W_dec, e), mode="drop")  # noqa: E731
@@ -327,17 +371,25 @@ def _reconstruct_backward(saved, gs):
     nothing = (jnp.zeros_like(W_dec), jnp.zeros_like(W_enc.T), jnp.zeros_like(b_enc))
 
     def add_code(carry, c, e, nested):
-        def add(j, carry):
-            to_dec, to_enc, to_bias = carry
-            v, i = (lax.dynamic_index_in_dim(a, j, 1, keepdims=False) for a in c.code)
-            at = nested[0]
-            if e.shape[0] > 1:
-                at = jnp.einsum("bp,pbd->bd", _segment(i, e).astype(v.dtype), nested)
-            to_pre = jnp.where(v != 0, jnp.sum(at * jnp.take(W_dec, i, 0), -1), 0.0)
-            to_dec, to_enc = to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred)
-            return to_dec, to_enc, to_bias.at[i].add(to_pre)
+        order, ranks = _blocks(c)
 
-        return lax.fori_loop(0, c.ranks, add, carry)
+        def block(carry, args):
+            code, ranks, nested, centred = args
+
+            def add(j, carry):
+                to_dec, to_enc, to_bias = carry
+                v, i = _column(code, j)
+                at = nested[:, 0]
+                if e.shape[0] > 1:
+                    at = jnp.einsum("bp,bpd->bd", _segment(i, e).astype(v.dtype), nested)
+                to_pre = jnp.where(v != 0, jnp.sum(at * jnp.take(W_dec, i, 0), -1), 0.0)
+                to_dec, to_enc = to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred)
+                return to_dec, to_enc, to_bias.at[i].add(to_pre)
+
+            return lax.fori_loop(0, ranks, add, carry), None
+
+        cut = [_cut(a, order, len(ranks)) for a in (*c.code, jnp.moveaxis(nested, 0, 1), centred)]
+        return lax.scan(block, carry, (Code(*cut[:2]), ranks, *cut[2:]))[0]
 
     def add_rows(carry, acts, x, e, nested):
         segment = _segment(jnp.arange(W_dec.shape[0]), e)
