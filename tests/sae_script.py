@@ -7,7 +7,6 @@ import signal
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 from train_script import KEY, Batches, device_mesh, furthest, leaves, shards
@@ -72,8 +71,8 @@ def saes(workdir=None, stream=None, names=("chosen", "steered", "resampled"), d_
         arch, training, hyper, resampled = parts()[name]
         arch = Architecture(D, d_sae, arch.activation, k=arch.k)
         between = objective.resample(arch, training, rows=ROWS) if resampled else None
-        recipe = Recipe(steps=STEPS, lr=0.01, schedule="cosine", warmup=5)
-        pops[name] = population(arch, training, {"seed": np.arange(2), **hyper}, recipe, between=between, param_spec=spec)
+        recipe, seeds = Recipe(steps=STEPS, lr=0.01, schedule="cosine", warmup=5), {"seed": np.arange(2)}
+        pops[name] = population(arch, training, seeds | hyper, recipe, between=between, param_spec=spec)
     settings = dict(steps=STEPS, key=KEY, log_every=5, workdir=workdir, checkpoint_seconds=0.0, mesh=mesh)
     return fit(pops, source=stream or Activations(), between_at=BETWEEN if "resampled" in names else (), **settings)
 

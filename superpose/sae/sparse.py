@@ -146,9 +146,7 @@ def rank_scores(
 def of_code(code: Code, ranks: Any, weight: Float[Array, " F"]) -> Chosen:
     """What a code says in its first columns, and nothing else, is on."""
     values, nobody = code.values, jnp.zeros(0, jnp.int32)
-    return Chosen(
-        code, jnp.asarray(ranks, jnp.int32), nobody, jnp.int32(0), weight, jnp.asarray(jnp.inf, values.dtype)
-    )
+    return Chosen(code, jnp.asarray(ranks, jnp.int32), nobody, jnp.int32(0), weight, jnp.asarray(jnp.inf, values.dtype))
 
 
 def batch_scores(
