@@ -71,12 +71,15 @@ def test_the_flattened_batch_is_never_sorted(columns):
 
 @pytest.mark.parametrize("n", [1, 2, 17, 399])
 def test_nth_largest(n):
-    x = normal(20, 40)
-    n = jnp.int32(n)
-    assert sparse.nth_largest(n, x) == max(np.sort(x, None)[-n], 0)
-    assert sparse.nth_largest(n, x[:7], x[7:]) == sparse.nth_largest(n, x)
+    x = normal(800)
+    assert sparse.nth_largest(jnp.int32(n), x) == max(np.sort(x)[-n], 0)
+    assert sparse.nth_largest(n, x[:99], x[99:]) == sparse.nth_largest(n, x)
     assert sparse.nth_largest(n, -jnp.abs(x)) == 0  # none is positive
-    assert sparse.nth_largest(n, jnp.full((3, 3), 2.0)) == (2.0 if n <= 9 else 0.0)
+    assert sparse.nth_largest(n, jnp.full(9, 2.0)) == (2.0 if n <= 9 else 0.0)
+    rows = normal(20, 70)  # each row its own
+    want = np.sort(np.c_[np.zeros((20, n)), np.maximum(rows, 0)], 1)[:, -n]
+    np.testing.assert_array_equal(sparse.nth_largest(n, rows), want)
+    np.testing.assert_array_equal(sparse.nth_largest(n, rows[:, :9], rows[:, 9:]), want)
 
 
 @pytest.mark.parametrize("columns", [1, 8, 14, 40])
@@ -139,23 +142,25 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("prefixes", [(), (5, 20)])
+@pytest.mark.parametrize(
+    ("prefixes", "dead", "k"),
+    [((5, 20), 9, 2), *(pytest.param(*case, marks=pytest.mark.ci) for case in [((), 9, 12), ((), 40, 2), ((), 0, 2)])],
+)
 @pytest.mark.parametrize("rule", RULES)
-def test_reconstruction_and_gradients_are_the_dense_ones(rule, prefixes):
-    """Of a choice, and of a guess by some other latents beside it."""
+def test_reconstruction_and_gradients_are_the_dense_ones(rule, prefixes, dead, k):
+    """Of a choice, and of the guess of dead latents beside it: none, as many as the guess takes, more, many more."""
     B, d, F, out = 32, 8, 64, 6
     x, b_dec, W_enc, b_enc, W_dec = (normal(*s, seed=i) for i, s in enumerate([(B, d), (d,), (d, F), (F,), (F, out)]))
-    edges = (sparse.prefix_edges(F, prefixes), sparse.prefix_edges(F))
+    edges = sparse.prefix_edges(F, prefixes)
     weight = jnp.exp(0.3 * normal(F, seed=9))
-    away = [normal(len(e), B, out, seed=8 + i) for i, e in enumerate(edges)]
+    of = sparse.Dead(jnp.isin(jnp.arange(F), np.random.default_rng(3).permutation(F)[:dead]), weight)
+    away, other = normal(len(edges), B, out, seed=8), normal(B, out, seed=10)
 
     def value(reconstruct, b_dec, W_enc, b_enc, W_dec):
         pre = lax.stop_gradient(sparse.Pre((x - b_dec) @ W_enc, b_enc))
-        chosen = RULES[rule](pre, weight)
-        other = sparse.rank_scores(sparse.Pre(pre.product, jnp.where(jnp.arange(F) < 9, b_enc, -1e9)), weight, 2, 2)
-        chosen = jax.tree.map(lax.stop_gradient, (chosen, other))
-        found = reconstruct(x, b_dec, W_enc, b_enc, W_dec, pre.product, chosen, edges)
-        return sum(jnp.sum((f - a) ** 2) for f, a in zip(found, away, strict=True)), chosen[0].spilled
+        chosen = jax.tree.map(lax.stop_gradient, RULES[rule](pre, weight))
+        found, guess = reconstruct(k, x, b_dec, W_enc, b_enc, W_dec, pre.product, chosen, edges, of)
+        return jnp.sum((found - away) ** 2) + jnp.sum((guess - other) ** 2), (chosen.spilled, guess)
 
     with jax.default_matmul_precision("highest"):
         found, want = (
@@ -164,12 +169,27 @@ def test_reconstruction_and_gradients_are_the_dense_ones(rule, prefixes):
             )
             for f in (sparse.reconstruct, sparse.dense_reconstruct)
         )
-    count = int(found[0][1])
+        plain = sparse.dead_guess(k, of, (x - b_dec) @ W_enc + b_enc, W_dec)
+    count = int(found[0][1][0])
     assert {"few": 1 <= count <= 4, "many": count > 4}.get(rule.split()[0], count == 0)
     np.testing.assert_allclose(found[0][0], want[0][0], rtol=1e-5)
+    for guess in (found[0][1][1], plain):
+        np.testing.assert_allclose(guess, want[0][1][1], atol=1e-5)
+    assert np.any(plain) == (dead > 0)
     for a, b in zip(found[1], want[1], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
-        assert np.abs(b).max() > 0
+        assert np.any(b) == (dead > 0 or rule != "no latent on")
+
+
+def test_a_guess_takes_the_largest_of_the_dead():
+    pre, weight = normal(20, 40), jnp.exp(0.3 * normal(40, seed=2))
+    dead = np.isin(np.arange(40), [1, 5, 8, 20, 33])
+    for k in (2, 5, 9):
+        scores = np.where(dead, weight * pre, -np.inf)
+        least = np.sort(scores, 1)[:, -min(k, 5)][:, None]
+        want = np.where((scores >= least) & (scores > 0), pre, 0)
+        got = sparse.dead_guess(k, sparse.Dead(jnp.asarray(dead), weight), pre, jnp.eye(40))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_what_is_off_gets_no_gradient():
@@ -179,7 +199,7 @@ def test_what_is_off_gets_no_gradient():
     pre = sparse.Pre(x @ W_enc, jnp.full(F, -1e6))
     chosen = jax.tree.map(lax.stop_gradient, sparse.rank_scores(pre, jnp.ones(F), 3, 3))
     for f in (sparse.reconstruct, sparse.dense_reconstruct):
-        value = lambda *p, f=f: f(x, *p, pre.product, (chosen,), (sparse.prefix_edges(F),))[0].sum()  # noqa: E731
+        value = lambda *p, f=f: f(1, x, *p, pre.product, chosen, sparse.prefix_edges(F), None)[0].sum()  # noqa: E731
         for g in jax.grad(value, (0, 1, 2, 3))(jnp.zeros(d), W_enc, pre.bias, W_dec):
             assert not g.any()
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from superpose.sae import sparse
 from superpose.sae.activations import step
 
 
@@ -106,24 +105,6 @@ mean (Bricken et al. 2023), or their sum over the batch's variance (Gao et al. 2
 
 
 # --- latents that never fire ------------------------------------------------------------------------------------------
-
-
-def dead_code(pre: sparse.Pre, weight: Float[Array, " F"], dead: Bool[Array, " F"], k: int) -> sparse.Chosen:
-    """The k dead latents with the largest weight * pre of each row, those that are positive; all if there are fewer,
-    which are then not ranked."""
-
-    def all_of_them(pre):
-        which = jnp.nonzero(dead, size=k, fill_value=0)[0].astype(jnp.int32)
-        there = jnp.arange(k) < jnp.sum(dead)
-        values = pre.product[:, which] + pre.bias[which]
-        values = jnp.where(there & (weight[which] * values > 0), values, 0.0)
-        return sparse.of_code(sparse.Code(values, jnp.broadcast_to(which, values.shape)), jnp.sum(dead), weight)
-
-    def largest(pre):
-        only = sparse.Pre(pre.product, jnp.where(dead, pre.bias, -1e30))
-        return sparse.rank_scores(only, weight, jnp.int32(k), k)
-
-    return lax.cond(jnp.sum(dead) <= k, all_of_them, largest, pre)
 
 
 def auxk(

@@ -320,21 +320,14 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
         dead = silent >= t.dead_tokens
         state = {**state, "silent": silent}
 
-        guesses: tuple[sparse.Chosen, ...] = ()
-        if t.revival == "auxk":
-            pre = lax.stop_gradient(seen.pre if fast else sparse.Pre(seen.pre, jnp.zeros(arch.d_sae)))
-            rank = lambda pre: losses.dead_code(pre, lax.stop_gradient(size), dead, k_aux)  # noqa: E731
-            nobody = lambda pre: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(rank, pre))  # noqa: E731
-            guesses = (lax.cond(dead.any(), rank, nobody, pre),)
+        of = sparse.Dead(dead, lax.stop_gradient(size)) if t.revival == "auxk" else None
         if fast:
             encoder = (x, b_dec if arch.center else jnp.zeros(arch.d_in), params["W_enc"], params["b_enc"])
-            which = (edges, *(sparse.prefix_edges(arch.d_sae) for _ in guesses))
-            nested, *guessed = sparse.reconstruct(*encoder, W_dec, seen.pre.product, (seen.chosen, *guesses), which)
+            nested, guess = sparse.reconstruct(k_aux, *encoder, W_dec, seen.pre.product, seen.chosen, edges, of)
         else:
-            nested = _nested(seen.acts, W_dec, edges, t)
-            attempt = lambda pre, W, chosen: (sparse.dense_chosen(pre, chosen) @ W)[None]  # noqa: E731
-            nothing = lambda pre, W, chosen: jnp.zeros((1, *y.shape), W.dtype)  # noqa: E731
-            guessed = [lax.cond(dead.any(), attempt, nothing, seen.pre, W_dec, chosen) for chosen in guesses]
+            nested, guess = _nested(seen.acts, W_dec, edges, t), None
+            if of is not None:
+                guess = sparse.dead_guess(k_aux, of, seen.pre, W_dec)
         nested = nested + b_dec
         if arch.skip:
             nested = nested + x @ params["W_skip"]
@@ -350,8 +343,8 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
 
         if arch.activation == "gated":  # the gate alone must reconstruct too, with a decoder it can't change (eq. 8)
             gate = jax.nn.relu(seen.pre)
-            guess = gate @ lax.stop_gradient(W_dec) + lax.stop_gradient(b_dec)
-            total += losses.ERRORS[t.error](y, y - guess)
+            by_gate = gate @ lax.stop_gradient(W_dec) + lax.stop_gradient(b_dec)
+            total += losses.ERRORS[t.error](y, y - by_gate)
 
         if t.penalty != "none":
             falls = jnp.float32(1)
@@ -377,8 +370,8 @@ def objective(arch: Architecture, t: Training, between: Callable | None = None) 
             warm = jnp.minimum(1.0, (step + 1) / t.warmup) if t.warmup else 1.0
             total += warm * coefficient * penalty
 
-        for guess in guessed:
-            auxk = losses.auxk(y, residual, guess[0], dead, k_aux, t.auxk_normalise)
+        if guess is not None:
+            auxk = losses.auxk(y, residual, guess, dead, k_aux, t.auxk_normalise)
             total += t.revival_coefficient * auxk
         if t.revival == "pre_act":
             total += t.revival_coefficient * losses.pre_act(seen.pre, params["threshold"], size, dead)

@@ -46,6 +46,9 @@ class Pre(NamedTuple):
         """Whole rows; -inf where there is none of this number."""
         return jnp.take(self.product, which, 0, mode="fill", fill_value=-jnp.inf) + self.bias
 
+    def columns(self, which: Int[Array, " M"]) -> Float[Array, "batch M"]:
+        return self.product[:, which] + self.bias[which]
+
     def at(self, indices: Int[Array, "batch K"]) -> Float[Array, "batch K"]:
         return jnp.take_along_axis(self.product, indices, 1) + self.bias[indices]
 
@@ -108,25 +111,30 @@ def top_scores(pre: Pre, weight: Float[Array, " F"], k: int, signed: bool = Fals
     return Code(values, indices.astype(jnp.int32))
 
 
-def nth_largest(n: Num[Array, ""], *arrays: Float[Array, "..."]) -> Float[Array, ""]:
-    """The n-th largest of the positive entries of all arrays together, without sorting; 0 if there are fewer.
+def nth_largest(n: int | Num[Array, ""], *arrays: Float[Array, "*rows _"]) -> Float[Array, "*rows"]:
+    """The n-th largest of the positive entries along the last axis of all arrays together, without sorting; 0 if there
+    are fewer.
 
     Positive floats are ordered like their bits, so 31 counts find the largest bound that n entries reach: 10 ms each
     for 2^26 entries on two cores, which flat sorting takes a minute for.
 
-    >>> float(nth_largest(jnp.int32(2), jnp.array([3.0, -9.0]), jnp.array([[1.0, 2.0]])))
+    >>> float(nth_largest(jnp.int32(2), jnp.array([3.0, -9.0]), jnp.array([1.0, 2.0])))
     2.0
     """
     lanes = 64  # added as slices, which the compiler makes one loop of; a sum over an axis is several times slower
-    flat = [jnp.pad(jnp.maximum(x, 0.0).astype(jnp.float32).reshape(-1), (0, -x.size % lanes)) for x in arrays]
-    bits = [lax.bitcast_convert_type(x, jnp.int32).reshape(lanes, -1) for x in flat]
+    bits = []
+    for x in arrays:
+        held = jnp.pad(jnp.maximum(x, 0.0).astype(jnp.float32), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % lanes)])
+        bits.append(lax.bitcast_convert_type(held, jnp.int32).reshape(*x.shape[:-1], lanes, -1))
 
     def narrow(i, low):
         trial = low | (jnp.int32(1) << (30 - i))
-        counts = (jnp.sum(reduce(jnp.add, ((b[j] >= trial).astype(jnp.int32) for j in range(lanes)))) for b in bits)
+        reached = ((b >= trial[..., None, None]).astype(jnp.int32) for b in bits)
+        counts = (jnp.sum(reduce(jnp.add, (r[..., j, :] for j in range(lanes))), -1) for r in reached)
         return jnp.where(sum(counts) >= n, trial, low)
 
-    return lax.bitcast_convert_type(lax.fori_loop(0, 31, narrow, jnp.int32(0)), jnp.float32)
+    start = jnp.zeros(arrays[0].shape[:-1], jnp.int32)
+    return lax.bitcast_convert_type(lax.fori_loop(0, 31, narrow, start), jnp.float32)
 
 
 def rank_scores(
@@ -168,7 +176,7 @@ def batch_scores(
     tiny = jnp.finfo(jnp.float32).tiny
     wanted = jnp.maximum(1, jnp.floor(k * batch * (1 + 1e-6))).astype(jnp.int32)  # 2.1 * 100 in float32 is below 210
     code = top_scores(pre, weight, min(columns, F))
-    threshold = nth_largest(wanted, code.values)
+    threshold = nth_largest(wanted, code.values.reshape(-1))
     spilled, overfull = jnp.zeros(batch, bool), jnp.zeros(0, jnp.int32)
     if columns < F:
         # no row below the bound of the candidates alone can have more: that bound only rises
@@ -180,11 +188,13 @@ def batch_scores(
 
         def few(pre):
             everything = jnp.where(some[:, None] < batch, weight * pre.rows(some), 0.0)
-            return nth_largest(wanted, jnp.where(spilled[:, None], 0.0, code.values), everything)
+            return nth_largest(
+                wanted, jnp.where(spilled[:, None], 0.0, code.values).reshape(-1), everything.reshape(-1)
+            )
 
         case = jnp.where(jnp.sum(spilled) > some.size, 2, jnp.minimum(jnp.sum(spilled), 1))
         threshold = lax.switch(
-            case, [lambda pre: threshold, few, lambda pre: nth_largest(wanted, weight * pre.all())], pre
+            case, [lambda pre: threshold, few, lambda pre: nth_largest(wanted, (weight * pre.all()).reshape(-1))], pre
         )
         spilled = full(threshold)
         overfull = rows(spilled)
@@ -213,12 +223,12 @@ def dense_chosen(pre: Float[Array, "batch F"], chosen: Chosen) -> Float[Array, "
     return jnp.where(lax.stop_gradient(on), pre, 0.0)
 
 
-def _by_case(chosen: tuple[Chosen, ...], none: Callable, few: Callable, many: Callable, *args):
+def _by_case(chosen: Chosen, none: Callable, few: Callable, many: Callable, *args):
     """Calls the cheapest function that is right: no row is overfull, few enough are, or more."""
-    if not any(c.overfull.size for c in chosen):
+    if not chosen.overfull.size:
         return none(*args)
-    case = [jnp.where(c.spilled > c.overfull.size, 2, jnp.minimum(c.spilled, 1)) for c in chosen]
-    return lax.switch(jnp.max(jnp.stack(case)), [none, few, many], *args)
+    case = jnp.where(chosen.spilled > chosen.overfull.size, 2, jnp.minimum(chosen.spilled, 1))
+    return lax.switch(case, [none, few, many], *args)
 
 
 def fired(pre: Pre, chosen: Chosen) -> tuple[Bool[Array, " F"], Float[Array, ""]]:
@@ -237,7 +247,7 @@ def fired(pre: Pre, chosen: Chosen) -> tuple[Bool[Array, " F"], Float[Array, ""]
         on = chosen.weight * pre.all() >= chosen.threshold
         return on.any(0), jnp.sum(on) / batch
 
-    return _by_case((chosen,), by_code, and_rest, by_rule, pre)
+    return _by_case(chosen, by_code, and_rest, by_rule, pre)
 
 
 def prefix_edges(d_sae: int, prefixes: tuple[int, ...] = ()) -> Int[Array, " P"]:
@@ -245,42 +255,121 @@ def prefix_edges(d_sae: int, prefixes: tuple[int, ...] = ()) -> Int[Array, " P"]
     return jnp.asarray([*prefixes, d_sae] if d_sae not in prefixes else prefixes, jnp.int32)
 
 
-def dense_reconstruct(x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges) -> Any:
+# --- what dead latents make of the residual --------------------------------------------------------------------------
+
+
+class Dead(NamedTuple):
+    """Latents that have been silent for long, and what they are ranked by.
+
+    Attributes:
+        dead: [F].
+        weight: [F], what pre-activations are multiplied with before they are compared.
+    """
+
+    dead: Bool[Array, " F"]
+    weight: Float[Array, " F"]
+
+
+ROOM = 4
+"""Dead latents are looked at among the first so many that there is room for: k, 4 k, 16 k, ... of them."""
+
+
+def _rooms(k: int, F: int) -> list[int]:
+    sizes = []
+    while k < F:
+        sizes.append(k)
+        k *= ROOM
+    return [*sizes, F]
+
+
+def among_dead(k: int, of: Dead, nothing: Callable, made: Callable, *args) -> Any:
+    """Calls made(which, there, *args) for the smallest room M that holds all dead latents, or nothing(*args).
+
+    ``which`` [M] are their numbers, ``there`` [M] says which of these places are filled.
+    """
+    count, sizes = jnp.sum(of.dead), _rooms(k, of.dead.shape[0])
+
+    def within(M):
+        def call(*args):
+            which = jnp.nonzero(of.dead, size=M, fill_value=0)[0].astype(jnp.int32)
+            return made(which, jnp.arange(M) < count, *args)
+
+        return call
+
+    case = jnp.where(count == 0, 0, 1 + sum((count > size).astype(jnp.int32) for size in sizes[:-1]))
+    return lax.switch(case, [nothing, *map(within, sizes)], *args)
+
+
+def dead_bounds(k: int, pre: Float[Array, "batch M"], weight: Float[Array, " M"], there: Any) -> Float[Array, " batch"]:
+    """The k-th largest positive weight * pre of each row, of the places that are filled; next to 0 if it has fewer."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    if pre.shape[1] <= k:
+        return jnp.full(pre.shape[0], tiny, pre.dtype)
+    pre = lax.stop_gradient(pre)
+    return jnp.maximum(nth_largest(k, jnp.where(there, weight * pre, 0.0)), tiny).astype(pre.dtype)
+
+
+def dead_acts(
+    pre: Float[Array, "batch M"], weight: Float[Array, " M"], there: Bool[Array, " M"], bounds: Float[Array, " batch"]
+) -> Float[Array, "batch M"]:
+    """Pre-activations of the places that are filled and reach their row's bound (equal ones all do); 0 elsewhere."""
+    return jnp.where(there & (weight * lax.stop_gradient(pre) >= bounds[:, None]), pre, 0.0)
+
+
+def dead_guess(
+    k: int, of: Dead, pre: Float[Array, "batch F"], W_dec: Float[Array, "F d_out"]
+) -> Float[Array, "batch d_out"]:
+    """What the dead latents make of dense pre-activations, with the plain gradient; for the path that is not fast."""
+
+    def made(which, there, pre, W):
+        pre, weight = pre[:, which], of.weight[which]
+        return dead_acts(pre, weight, there, dead_bounds(k, pre, weight, there)) @ W[which]
+
+    nothing = lambda pre, W: jnp.zeros((pre.shape[0], W.shape[1]), W.dtype)  # noqa: E731
+    return among_dead(k, of, nothing, made, pre, W_dec)
+
+
+# --- reconstruction ---------------------------------------------------------------------------------------------------
+
+
+def dense_reconstruct(k, x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges, of) -> Any:
     """The reference for ``reconstruct``, by dense matrices and JAX's own gradients; ``product`` is not read."""
     pre = (x - b_dec) @ W_enc + b_enc
+    nested = jnp.arange(pre.shape[1]) < edges[:, None]
+    acts = dense_chosen(pre, chosen)
+    out = jnp.einsum("pf,bf,fd->pbd", nested.astype(acts.dtype), acts, W_dec, optimize=True)
+    if of is None:
+        return out, None
+    return out, dead_acts(pre, of.weight, of.dead, dead_bounds(k, pre, of.weight, of.dead)) @ W_dec
 
-    def one(chosen, edges):
-        nested = jnp.arange(pre.shape[1]) < edges[:, None]
-        acts = dense_chosen(pre, chosen)
-        return jnp.einsum("pf,bf,fd->pbd", nested.astype(acts.dtype), acts, W_dec, optimize=True)
 
-    return tuple(one(c, e) for c, e in zip(chosen, edges, strict=True))
-
-
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def reconstruct(
+    k: int,
     x: Float[Array, "batch d_in"],
     b_dec: Float[Array, " d_in"],
     W_enc: Float[Array, "d_in F"],
     b_enc: Float[Array, " F"],
     W_dec: Float[Array, "F d_out"],
     product: Float[Array, "batch F"],
-    chosen: tuple[Chosen, ...],
-    edges: tuple[Int[Array, " _"], ...],
+    chosen: Chosen,
+    edges: Int[Array, " P"],
+    of: Dead | None,
 ) -> Any:
-    """Chosen latents times their decoder rows, for each nested dictionary, [P, batch, d_out]; without b_dec.
+    """Chosen latents times their decoder rows, for each nested dictionary, [P, batch, d_out]; without b_dec. And what
+    the k dead latents with the largest pre-activations of each row make, [batch, d_out], or None.
 
-    Several choices of one batch (what is on, and the dead latents' guess) are reconstructed together, so that their
-    gradients are gathered in the same arrays; the result is a tuple with one entry for each.
-
-    Gradients go to b_dec (0 if the encoder does not centre by it), W_enc, b_enc and W_dec, through the values of the
-    chosen latents, as those of ``dense_reconstruct``. x is data and gets none, the choice gets none.
+    Both are made together, so that their gradients are gathered in the same arrays. They go to b_dec (0 if the encoder
+    does not centre by it), W_enc, b_enc and W_dec, through the values of the chosen latents, as those of
+    ``dense_reconstruct``. x is data and gets none, the choice gets none.
 
     Args:
+        k: dead latents a row.
         product: (x - b_dec) @ W_enc; with b_enc, that of which the choice was made.
-        edges: of each choice; dictionary p has the latents below edges[p], which ascend.
+        edges: dictionary p has the latents below edges[p], which ascend.
+        of: dead latents, or None.
     """
-    return _forward(W_dec, Pre(product, b_enc), chosen, edges)
+    return _forward(k, W_dec, Pre(product, b_enc), chosen, edges, of)[:2]
 
 
 def _segment(indices, edges):
@@ -323,9 +412,9 @@ def _column(code: Code, j: Any) -> tuple[Array, Array]:
     return values, indices
 
 
-def _forward(W_dec, pre, chosen, edges):
-    def of_code(c, e):
-        order, ranks = _blocks(c)
+def _forward(k, W_dec, pre, chosen, edges, of):
+    def by_code(pre):
+        order, ranks = _blocks(chosen)
 
         def block(args):
             code, ranks = args
@@ -333,43 +422,50 @@ def _forward(W_dec, pre, chosen, edges):
             def add(j, out):
                 v, i = _column(code, j)
                 row = jnp.take(W_dec, i, 0)
-                share = v[:, None] if e.shape[0] == 1 else jnp.where(_segment(i, e), v[:, None], 0.0)
+                share = v[:, None] if edges.shape[0] == 1 else jnp.where(_segment(i, edges), v[:, None], 0.0)
                 return out + share.T[..., None] * row
 
-            start = jnp.zeros((e.shape[0], code.values.shape[0], W_dec.shape[1]), W_dec.dtype)
+            start = jnp.zeros((edges.shape[0], code.values.shape[0], W_dec.shape[1]), W_dec.dtype)
             return lax.fori_loop(0, ranks, add, start)
 
-        cut = Code(*(_cut(a, order, len(ranks)) for a in c.code))
-        out = jnp.moveaxis(lax.map(block, (cut, ranks)), 0, 1).reshape(e.shape[0], -1, W_dec.shape[1])
+        cut = Code(*(_cut(a, order, len(ranks)) for a in chosen.code))
+        out = jnp.moveaxis(lax.map(block, (cut, ranks)), 0, 1).reshape(edges.shape[0], -1, W_dec.shape[1])
         return out if order is None else jnp.zeros_like(out).at[:, order].set(out)
 
-    def by_code(pre):
-        return tuple(map(of_code, chosen, edges))
-
     def and_rest(pre):
-        add = lambda out, c, e: out.at[:, c.overfull].add(_stretches(c.rest(pre), W_dec, e), mode="drop")  # noqa: E731
-        return tuple(map(add, by_code(pre), chosen, edges))
+        return by_code(pre).at[:, chosen.overfull].add(_stretches(chosen.rest(pre), W_dec, edges), mode="drop")
 
     def by_rule(pre):
-        return tuple(_stretches(dense_chosen(pre.all(), c), W_dec, e) for c, e in zip(chosen, edges, strict=True))
+        return _stretches(dense_chosen(pre.all(), chosen), W_dec, edges)
 
-    return tuple(jnp.cumsum(part, 0) for part in _by_case(chosen, by_code, and_rest, by_rule, pre))
+    nested = jnp.cumsum(_by_case(chosen, by_code, and_rest, by_rule, pre), 0)
+    if of is None:
+        return nested, None, None
+
+    def made(which, there, pre):
+        mine, weight = pre.columns(which), of.weight[which]
+        bounds = dead_bounds(k, mine, weight, there)
+        return dead_acts(mine, weight, there, bounds) @ W_dec[which], bounds
+
+    batch = pre.product.shape[0]
+    nothing = lambda pre: (jnp.zeros((batch, W_dec.shape[1]), W_dec.dtype), jnp.zeros(batch, pre.product.dtype))  # noqa: E731
+    return nested, *among_dead(k, of, nothing, made, pre)
 
 
-def _reconstruct_forward(x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges):
-    saved = (x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges)
-    return _forward(W_dec, Pre(product, b_enc), chosen, edges), saved
+def _reconstruct_forward(k, x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges, of):
+    nested, guess, bounds = _forward(k, W_dec, Pre(product, b_enc), chosen, edges, of)
+    return (nested, guess), (x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges, of, bounds)
 
 
-def _reconstruct_backward(saved, gs):
-    x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges = saved
+def _reconstruct_backward(k, saved, gs):
+    x, b_dec, W_enc, b_enc, W_dec, product, chosen, edges, of, bounds = saved
     centred = x - b_dec
     # what arrives at a latent of stretch p: all dictionaries from p on
-    arriving = [jnp.flip(jnp.cumsum(jnp.flip(g, 0), 0), 0) for g in gs]
+    nested = jnp.flip(jnp.cumsum(jnp.flip(gs[0], 0), 0), 0)
     nothing = (jnp.zeros_like(W_dec), jnp.zeros_like(W_enc.T), jnp.zeros_like(b_enc))
 
-    def add_code(carry, c, e, nested):
-        order, ranks = _blocks(c)
+    def by_code(pre):
+        order, ranks = _blocks(chosen)
 
         def block(carry, args):
             code, ranks, nested, centred = args
@@ -378,19 +474,19 @@ def _reconstruct_backward(saved, gs):
                 to_dec, to_enc, to_bias = carry
                 v, i = _column(code, j)
                 at = nested[:, 0]
-                if e.shape[0] > 1:
-                    at = jnp.einsum("bp,bpd->bd", _segment(i, e).astype(v.dtype), nested)
+                if edges.shape[0] > 1:
+                    at = jnp.einsum("bp,bpd->bd", _segment(i, edges).astype(v.dtype), nested)
                 to_pre = jnp.where(v != 0, jnp.sum(at * jnp.take(W_dec, i, 0), -1), 0.0)
                 to_dec, to_enc = to_dec.at[i].add(v[:, None] * at), to_enc.at[i].add(to_pre[:, None] * centred)
                 return to_dec, to_enc, to_bias.at[i].add(to_pre)
 
             return lax.fori_loop(0, ranks, add, carry), None
 
-        cut = [_cut(a, order, len(ranks)) for a in (*c.code, jnp.moveaxis(nested, 0, 1), centred)]
-        return lax.scan(block, carry, (Code(*cut[:2]), ranks, *cut[2:]))[0]
+        cut = [_cut(a, order, len(ranks)) for a in (*chosen.code, jnp.moveaxis(nested, 0, 1), centred)]
+        return lax.scan(block, nothing, (Code(*cut[:2]), ranks, *cut[2:]))[0]
 
-    def add_rows(carry, acts, x, e, nested):
-        segment = _segment(jnp.arange(W_dec.shape[0]), e)
+    def add_rows(carry, acts, x, nested):
+        segment = _segment(jnp.arange(W_dec.shape[0]), edges)
 
         def add(p, carry):
             to_dec, to_pre = carry
@@ -398,34 +494,32 @@ def _reconstruct_backward(saved, gs):
             return to_dec + mine.T @ nested[p], to_pre + jnp.where(mine != 0, nested[p] @ W_dec.T, 0.0)
 
         to_dec, to_enc, to_bias = carry
-        to_dec, to_pre = lax.fori_loop(0, e.shape[0], add, (to_dec, jnp.zeros_like(acts)))
+        to_dec, to_pre = lax.fori_loop(0, edges.shape[0], add, (to_dec, jnp.zeros_like(acts)))
         return to_dec, to_enc + to_pre.T @ x, to_bias + to_pre.sum(0)
 
-    def by_code(pre):
-        carry = nothing
-        for c, e, nested in zip(chosen, edges, arriving, strict=True):
-            carry = add_code(carry, c, e, nested)
-        return carry
-
     def and_rest(pre):
-        carry = by_code(pre)
-        for c, e, nested in zip(chosen, edges, arriving, strict=True):
-            if c.overfull.size:
-                take = lambda a, axis, c=c: jnp.take(a, c.overfull, axis, mode="fill", fill_value=0)  # noqa: E731
-                carry = add_rows(carry, c.rest(pre), take(centred, 0), e, take(nested, 1))
-        return carry
+        take = lambda a, axis: jnp.take(a, chosen.overfull, axis, mode="fill", fill_value=0)  # noqa: E731
+        return add_rows(by_code(pre), chosen.rest(pre), take(centred, 0), take(nested, 1))
 
     def by_rule(pre):
-        carry = nothing
-        for c, e, nested in zip(chosen, edges, arriving, strict=True):
-            carry = add_rows(carry, dense_chosen(pre.all(), c), centred, e, nested)
-        return carry
+        return add_rows(nothing, dense_chosen(pre.all(), chosen), centred, nested)
 
-    to_dec, to_enc, to_bias = _by_case(chosen, by_code, and_rest, by_rule, Pre(product, b_enc))
+    def add_dead(which, there, carry, pre):
+        to_dec, to_enc, to_bias = carry
+        acts = dead_acts(pre.columns(which), of.weight[which], there, bounds)
+        to_pre = jnp.where(acts != 0, gs[1] @ W_dec[which].T, 0.0)
+        to_dec, to_enc = to_dec.at[which].add(acts.T @ gs[1]), to_enc.at[which].add(to_pre.T @ centred)
+        return to_dec, to_enc, to_bias.at[which].add(to_pre.sum(0))
+
+    pre = Pre(product, b_enc)
+    carry = _by_case(chosen, by_code, and_rest, by_rule, pre)
+    if of is not None:
+        carry = among_dead(k, of, lambda carry, pre: carry, add_dead, carry, pre)
+    to_dec, to_enc, to_bias = carry
     zero = partial(jax.tree.map, lambda a: np.zeros(a.shape, jax.dtypes.float0) if a.dtype.kind in "ib" else a * 0)
     return (
         jnp.zeros_like(x), -(W_enc @ to_bias), to_enc.T, to_bias, to_dec, jnp.zeros_like(product), zero(chosen),
-        zero(edges),
+        zero(edges), zero(of),
     )  # fmt: skip
 
 
