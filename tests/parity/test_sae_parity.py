@@ -63,7 +63,7 @@ def parameters(name):
     ):  # dead ones stay silent: positive (SAELens lets negative ones guess), but small
         params["b_enc"][DEAD] = 0.4 if CASES[name][2].revival == "auxk" else -2.0
         params["W_enc"][:, DEAD] *= 0.05
-    return arch, params
+    return arch, jax.tree.map(jnp.asarray, params)
 
 
 def batch():
