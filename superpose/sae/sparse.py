@@ -462,7 +462,20 @@ def _reconstruct_backward(k, saved, gs):
     centred = x - b_dec
     # what arrives at a latent of stretch p: all dictionaries from p on
     nested = jnp.flip(jnp.cumsum(jnp.flip(gs[0], 0), 0), 0)
-    nothing = (jnp.zeros_like(W_dec), jnp.zeros_like(W_enc.T), jnp.zeros_like(b_enc))
+    pre = Pre(product, b_enc)
+
+    def zeros():
+        return jnp.zeros_like(W_dec), jnp.zeros_like(W_enc.T), jnp.zeros_like(b_enc)
+
+    def of_dead(which, there, pre):
+        to_dec, to_enc, to_bias = zeros()
+        acts = dead_acts(pre.columns(which), of.weight[which], there, bounds)
+        to_pre = jnp.where(acts != 0, gs[1] @ W_dec[which].T, 0.0)
+        to_dec, to_enc = to_dec.at[which].add(acts.T @ gs[1]), to_enc.at[which].add(to_pre.T @ centred)
+        return to_dec, to_enc, to_bias.at[which].add(to_pre.sum(0))
+
+    # the first of all, so that what follows adds to its arrays: these are as large as the weights, and copies cost
+    start = zeros() if of is None else among_dead(k, of, lambda pre: zeros(), of_dead, pre)
 
     def by_code(pre):
         order, ranks = _blocks(chosen)
@@ -483,7 +496,7 @@ def _reconstruct_backward(k, saved, gs):
             return lax.fori_loop(0, ranks, add, carry), None
 
         cut = [_cut(a, order, len(ranks)) for a in (*chosen.code, jnp.moveaxis(nested, 0, 1), centred)]
-        return lax.scan(block, nothing, (Code(*cut[:2]), ranks, *cut[2:]))[0]
+        return lax.scan(block, start, (Code(*cut[:2]), ranks, *cut[2:]))[0]
 
     def add_rows(carry, acts, x, nested):
         segment = _segment(jnp.arange(W_dec.shape[0]), edges)
@@ -502,20 +515,9 @@ def _reconstruct_backward(k, saved, gs):
         return add_rows(by_code(pre), chosen.rest(pre), take(centred, 0), take(nested, 1))
 
     def by_rule(pre):
-        return add_rows(nothing, dense_chosen(pre.all(), chosen), centred, nested)
+        return add_rows(start, dense_chosen(pre.all(), chosen), centred, nested)
 
-    def add_dead(which, there, carry, pre):
-        to_dec, to_enc, to_bias = carry
-        acts = dead_acts(pre.columns(which), of.weight[which], there, bounds)
-        to_pre = jnp.where(acts != 0, gs[1] @ W_dec[which].T, 0.0)
-        to_dec, to_enc = to_dec.at[which].add(acts.T @ gs[1]), to_enc.at[which].add(to_pre.T @ centred)
-        return to_dec, to_enc, to_bias.at[which].add(to_pre.sum(0))
-
-    pre = Pre(product, b_enc)
-    carry = _by_case(chosen, by_code, and_rest, by_rule, pre)
-    if of is not None:
-        carry = among_dead(k, of, lambda carry, pre: carry, add_dead, carry, pre)
-    to_dec, to_enc, to_bias = carry
+    to_dec, to_enc, to_bias = _by_case(chosen, by_code, and_rest, by_rule, pre)
     zero = partial(jax.tree.map, lambda a: np.zeros(a.shape, jax.dtypes.float0) if a.dtype.kind in "ib" else a * 0)
     return (
         jnp.zeros_like(x), -(W_enc @ to_bias), to_enc.T, to_bias, to_dec, jnp.zeros_like(product), zero(chosen),
