@@ -59,6 +59,10 @@ TINY |= {
 """Two steps of each experiment; a config that is not listed here fails the test below."""
 FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories"}
 """Configs that need files: tests/test_language.py runs them."""
+SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k"}
+"""Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
+WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery")}
+"""Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
 NOT_RUN = {"synth_benchmark:16k", "scripts:full", "small:full", *(f"{name}:full" for name in FILES - {"stories"})}
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
 FAILING = {
@@ -99,7 +103,8 @@ def hasty():
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
-    ("module", "variant"), [p for p in configs() if p.values[0].__name__.split(".")[-1] not in FILES]
+    ("module", "variant"),
+    [p for p in configs() if p.values[0].__name__.split(".")[-1] not in FILES and p.id not in SAME],
 )
 def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     config = module.get_config(variant)
@@ -127,6 +132,23 @@ def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def shape(value):
+    """A config without its numbers."""
+    if hasattr(value, "items"):
+        return {k: shape(v) for k, v in value.items() if k not in ("variant", "sweep")}
+    return type(value) if isinstance(value, (int, float, tuple)) else value
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
+    stem, variant = name.split(":")
+    get_config = importlib.import_module(f"configs.sae.{stem}").get_config
+    own, other = shape(get_config(variant)), shape(get_config(SAME[name]))
+    kinds = own.pop("kinds")
+    assert kinds.items() <= other.pop("kinds").items()
+    assert own == other
+
+
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
       for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep")),
@@ -140,7 +162,10 @@ QUICK = [
 def test_quick_keeps_its_claims(name, tmp_path):
     config = importlib.import_module(f"configs.{name}").get_config("quick")
     experiment = importlib.import_module(f"experiments.{config.experiment}")
-    claims = experiment.claims(experiment.run(config, prng.key(config.seed), tmp_path), config)
+    arrays = experiment.run(config, prng.key(config.seed), tmp_path)
+    for figure in experiment.draw(arrays, config).values():
+        plt.close(figure)
+    claims = experiment.claims(arrays, config)
     assert len(claims) >= 2
     assert {c.text for c in claims if not c.holds} == FAILING.get(name.split(".")[1], set())
 

@@ -143,10 +143,16 @@ RULES = {
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "dead", "k"),
-    [((5, 20), 9, 2), *(pytest.param(*case, marks=pytest.mark.ci) for case in [((), 9, 12), ((), 40, 2), ((), 0, 2)])],
+    ("rule", "prefixes", "dead", "k"),
+    [
+        *((rule, (5, 20), 9, 2) for rule in RULES),
+        *(
+            pytest.param(rule, *case, marks=pytest.mark.ci)
+            for rule in ("topk", "few rows with more than the code holds")
+            for case in (((), 9, 12), ((), 40, 2), ((), 0, 2))
+        ),
+    ],
 )
-@pytest.mark.parametrize("rule", RULES)
 def test_reconstruction_and_gradients_are_the_dense_ones(rule, prefixes, dead, k):
     """Of a choice, and of the guess of dead latents beside it: none, as many as the guess takes, more, many more."""
     B, d, F, out = 32, 8, 64, 6
