@@ -399,7 +399,7 @@ def test_damage_is_never_silent(saved):
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore")
 def test_no_byte_of_a_checkpoint_is_silent(saved):
-    damage_all(saved, lambda n: range(0, n, 1 + n // 16))
+    damage_all(saved, lambda n: range(0, n, 1 + n // 40))
 
 
 def test_every_word_of_the_meta_data_counts(saved):
