@@ -79,8 +79,8 @@ def _moments(values, labels):
     return values.sum(0), (values * values).sum(0), values.T @ labels.astype(jnp.float32)
 
 
-def _correlation(n: Any, sx: Any, sxx: Any, sxy: Any, sy: Any, syy: Any) -> np.ndarray:
-    """Pearson's, from sums over n; 0 where one of the two does not vary."""
+def pearson(n: Any, sx: Any, sxx: Any, sxy: Any, sy: Any, syy: Any) -> np.ndarray:
+    """Pearson's r from sums over n tokens; 0 where one of the two does not vary."""
     x, y = np.maximum(sxx / n - (sx / n) ** 2, 0), np.maximum(syy / n - (sy / n) ** 2, 0)
     spread = np.sqrt(x * y)
     return np.where(spread > 0, (sxy / n - sx * sy / n**2) / np.where(spread > 0, spread, 1), 0.0)
@@ -136,7 +136,7 @@ def best_units(stream: Callable[[], Iterable[Batch]], *, sides: bool = False, dr
     chosen = flat.argmax(0)
     side, level, unit = np.unravel_index(chosen, scores.shape[:-1])
     detector = (unit, thresholds[level, unit], side.astype(bool))
-    r = _correlation(count, sums[0][:, None], sums[1][:, None], sums[2], carries, carries)
+    r = pearson(count, sums[0][:, None], sums[1][:, None], sums[2], carries, carries)
     near = (np.abs(r) if sides else r).argmax(0)
     sign = np.sign(r[near, np.arange(len(near))]) if sides else 1.0
     tables = judge(
@@ -193,7 +193,7 @@ def _best(unit, threshold, below, chosen_f1, t: Tables, draws: int, seed: int) -
     weights = np.random.default_rng(seed).multinomial(len(t.hits), np.full(len(t.hits), 1 / len(t.hits)), draws)
     drawn = _f1(weights @ t.hits, weights @ t.fires, weights @ t.carries)
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    correlation = _correlation(t.tokens, *t.moments)
+    correlation = pearson(t.tokens, *t.moments)
     over = lambda a, b: np.where(b > 0, a / np.maximum(b, 1), 0.0)  # noqa: E731
     precision, recall, f1 = over(hits, fires), over(hits, carries), _f1(hits, fires, carries)
     return Best(

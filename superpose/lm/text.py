@@ -176,7 +176,8 @@ class Tokenizer:
     Attributes:
         backend: of the ``tokenizers`` library.
         bos, eos: ids, or None where there are none.
-        pieces: the bytes that each id stands for; of special tokens, none.
+        pieces: the bytes that each id stands for; of special tokens, and of ids that only fill up a model's vocabulary,
+            none.
     """
 
     backend: tokenizers.Tokenizer
@@ -269,7 +270,7 @@ def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
 
     Args:
         path: file or folder.
-        vocab: size of the model's vocabulary; it may be larger (padded), never smaller.
+        vocab: size of the model's vocabulary; it may be larger (padded), never smaller. Pieces are filled up to it.
 
     Raises:
         TextError: it can't be read, or has more tokens than the model.
@@ -290,7 +291,7 @@ def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
         found = _with_names(found, beside)
     if vocab is not None and found.vocab > vocab:
         raise TextError(f"{place} has {found.vocab} tokens and the model {vocab}: they don't belong together")
-    return found
+    return replace(found, pieces=found.pieces + (b"",) * ((vocab or found.vocab) - found.vocab))
 
 
 def _with_names(found: Tokenizer, beside: Path) -> Tokenizer:

@@ -1,0 +1,274 @@
+"""Explanations without a judge: the simple predicate that says best on which tokens a latent is on.
+
+Candidates are sets of tokens, of the tokens before, of pairs and triples of tokens, regular expressions that a token's
+text matches, the labels of the corpus (script, kind of Python token, ...) and places in the text. Each is chosen on the
+documents of even number and scored on those of odd number, over all tokens and not only those where the latent is on:
+precision is the share of the predicate's tokens on which the latent is on, recall the share of the latent's tokens that
+it covers. The same procedure for neurons, random directions and shuffled latents says what such a score is worth.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import sparse, stats
+
+from superpose.interp.labels import first_half
+
+PLACES = (1, 4, 16)
+"""Predicates of place: among the first so many tokens of the document."""
+PATTERNS = {
+    "digits": r"\s*\d+", "lower-case letters": r"\s*[a-z]+", "a capitalised word": r"\s*[A-Z][a-z]+",
+    "capitals": r"\s*[A-Z]{2,}", "punctuation": r"\s*[^\w\s]+", "white space": r"\s+", "a line break": r"\s*\n\s*",
+    "a word after a space": r" \w+", "bytes of no whole character": r"(?:\\x[0-9a-f]{2})+",
+    "Latin letters": r"\s*[A-Za-z\u00c0-\u024f]+", "Greek": r"\s*[\u0370-\u03ff]+", "Cyrillic": r"\s*[\u0400-\u04ff]+",
+    "Hebrew": r"\s*[\u0590-\u05ff]+", "Arabic": r"\s*[\u0600-\u06ff]+", "Devanagari": r"\s*[\u0900-\u097f]+",
+    "Thai": r"\s*[\u0e00-\u0e7f]+", "kana": r"\s*[\u3040-\u30ff]+", "Hangul": r"\s*[\uac00-\ud7af]+",
+    "Chinese characters": r"\s*[\u4e00-\u9fff]+",
+}  # fmt: skip
+"""name -> regular expression that a token's whole text matches (bytes of no character written \\xff)."""
+SEEN = 3
+"""Members of a set must occur so often in the first half: those that occur once there are right or wrong by chance."""
+SHOWN = 6
+"""Members of a set that its text names."""
+
+
+class Tokens:
+    """What candidates are made of, for every row [N] of ``codes.Codes``.
+
+    Where there is one document alone, its contexts are halved in its place.
+
+    Args:
+        contexts: ``lm.text.Contexts``, with labels where there are any.
+        labels: their names.
+        special: ids of tokens that were left out.
+        first: so many at the start of each context were left out.
+        pieces: bytes of each token, where ``patterns`` are to be tried: name -> regular expression.
+
+    Raises:
+        ValueError: there are no tokens in one of the halves.
+    """
+
+    def __init__(
+        self,
+        contexts: Any,
+        labels: Sequence[str] = (),
+        special: Sequence[int] = (),
+        first: int = 0,
+        pieces: Sequence[bytes] = (),
+        patterns: Mapping[str, str] = PATTERNS,
+    ):
+        n, C = contexts.tokens.shape
+        place = np.broadcast_to(np.arange(C), (n, C))
+        self.ids = contexts.tokens.reshape(-1)
+        self.keep = (contexts.mask & ~np.isin(contexts.tokens, special) & (place >= first)).reshape(-1)
+        halves = first_half(contexts.documents)
+        if halves.all() or not halves.any():
+            halves = first_half(np.arange(n))
+        self.fit = np.repeat(halves, C) & self.keep
+        self.score = self.keep & ~self.fit
+        if not self.fit.any() or not self.score.any():
+            raise ValueError("explanations are chosen on one half of the documents and scored on the other: give more")
+        self._contexts, self._labels = contexts, tuple(labels)
+        self._pieces, self._patterns = pieces, patterns
+
+    @cached_property
+    def families(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """name -> a number for each row, equal where the tokens are [N], and the first row of each number."""
+        ids = self._contexts.tokens.astype(np.int64)
+        size = int(ids.max()) + 2
+        before = np.pad(ids + 1, ((0, 0), (1, 0)))[:, :-1]  # 0 at the start of a context
+        second = np.pad(ids + 1, ((0, 0), (2, 0)))[:, :-2]
+        pair = before * size + ids
+        raw = {"token": ids, "token before": before, "pair": pair, "triple": second * size * size + pair}
+        found = {name: np.unique(key, return_index=True, return_inverse=True) for name, key in raw.items()}
+        return {name: (number.reshape(-1), first) for name, (_, first, number) in found.items()}
+
+    @cached_property
+    def _hot(self) -> dict[str, tuple[sparse.csr_array, sparse.csr_array, np.ndarray, np.ndarray]]:
+        """Of each family: rows by members, of both halves, and how often each member occurs in them."""
+        out = {}
+        for name, (key, firsts) in self.families.items():
+            size = len(firsts)
+            parts = []
+            for half in (self.fit, self.score):
+                rows = np.flatnonzero(half)
+                parts.append(sparse.csr_array((np.ones(len(rows)), (rows, key[rows])), shape=(len(key), size)))
+            out[name] = (*parts, *(part.sum(0) for part in parts))
+        return out
+
+    @cached_property
+    def predicates(self) -> tuple[list[str], sparse.csc_array]:
+        """Names, and [N, P], where each holds: places, patterns and labels."""
+        starts = self._contexts.starts[:, None] + np.arange(self._contexts.tokens.shape[1])
+        names = [f"among the first {k} tokens" if k > 1 else "the first token" for k in PLACES]
+        columns = [np.flatnonzero((starts.reshape(-1) < k) & self.keep) for k in PLACES]
+        if self._pieces:
+            texts = [piece.decode("utf-8", "backslashreplace") for piece in self._pieces]
+            for name, pattern in self._patterns.items():
+                whole = re.compile(pattern)
+                matches = np.array([bool(text) and whole.fullmatch(text) is not None for text in texts])
+                if matches.any():
+                    columns.append(np.flatnonzero(matches[self.ids] & self.keep))
+                    names.append(f"the token is {name}")
+        if self._labels:
+            packed = self._contexts.labels.reshape(len(self.ids), -1)
+            for i, name in enumerate(self._labels):
+                bit = (packed[:, i // 8] >> (7 - i % 8)) & 1
+                columns.append(np.flatnonzero(bit.astype(bool) & self.keep))
+                names.append(name)
+        ends = np.concatenate([[0], np.cumsum([len(c) for c in columns])])
+        rows = np.concatenate(columns) if columns else np.zeros(0, int)
+        shape = (len(self.ids), len(columns))
+        return names, sparse.csc_array((np.ones(len(rows), np.float32), rows, ends), shape=shape)
+
+
+class Explanations(NamedTuple):
+    """The best predicate of each unit [U].
+
+    Attributes:
+        kind: family of the predicate; "" where the unit is silent in the first half.
+        text: the predicate in words.
+        chosen_f1: on the half that it was chosen on.
+        precision, recall, f1: on the other half; 0 where undefined.
+        auroc: of the activation, for tokens at which the predicate holds against the others, there; silence ties. NaN
+            where the predicate holds nowhere or everywhere.
+        tokens: on which the unit is on, in both halves.
+        single: whether the 20 largest activations are all on one token (fewer than 20 are compared with each other).
+    """
+
+    kind: np.ndarray
+    text: np.ndarray
+    chosen_f1: Float[np.ndarray, " U"]
+    precision: Float[np.ndarray, " U"]
+    recall: Float[np.ndarray, " U"]
+    f1: Float[np.ndarray, " U"]
+    auroc: Float[np.ndarray, " U"]
+    tokens: np.ndarray
+    single: np.ndarray
+
+
+def _f1(hits: Any, said: Any, true: Any) -> Any:
+    return 2 * hits / np.maximum(said + true, 1e-30)
+
+
+def _auroc(values: np.ndarray, holds: np.ndarray, positives: int, negatives: int) -> float:
+    """Of values that are 0 but at some tokens; ``holds`` says of those whether they are positives."""
+    if not positives or not negatives:
+        return float("nan")
+    hits, below = int(holds.sum()), values < 0  # of signed latents: silence lies between
+    silent = negatives - (len(values) - hits)
+    loud = stats.rankdata(values)[holds].sum() - hits * (hits + 1) / 2  # loud positives against loud negatives
+    wins = loud + (holds & ~below).sum() * silent + (positives - hits) * (0.5 * silent + (below & ~holds).sum())
+    return float(wins / (positives * negatives))
+
+
+def explain(units: sparse.csc_array, tokens: Tokens, say: Callable[[int], str]) -> Explanations:
+    """The best predicate of each unit.
+
+    Args:
+        units: [N, U], what units say of every row, 0 where they are silent; ``codes.Codes.block`` gives such.
+        tokens: the rows.
+        say: id of a token -> how it is written.
+    """
+    N, U = units.shape
+    if len(tokens.ids) != N:
+        raise ValueError(f"the units speak of {N} tokens and {len(tokens.ids)} are given")
+    on = sparse.csc_array((np.ones(units.nnz), units.indices, units.indptr), shape=units.shape).T.tocsr()
+    counts = {name: (on @ fit, on @ score) for name, (fit, score, _, _) in tokens._hot.items()}
+    names, held = tokens.predicates
+    halves = [held.multiply(half[:, None]).tocsc() for half in (tokens.fit, tokens.score)]
+    by_label = [(on @ half).toarray() for half in halves]
+    label_totals = [half.sum(0) for half in halves]
+    active = np.stack([on @ tokens.fit, on @ tokens.score])
+    everywhere = int(tokens.score.sum())
+    out: list[tuple] = []
+    for u in range(U):
+        where = slice(units.indptr[u], units.indptr[u + 1])
+        rows, values = units.indices[where], units.data[where]
+        top = tokens.ids[rows[np.argsort(-values, kind="stable")[:20]]]
+        single = len(top) > 1 and bool((top == top[0]).all())
+        if not active[0, u]:
+            out.append(("", "", 0.0, 0.0, 0.0, 0.0, float("nan"), len(rows), single))
+            continue
+        best: tuple = ("", "", -1.0, 0, np.zeros(0, bool))
+        inside = tokens.score[rows]
+        scored = rows[inside]
+        for family, (fit, _score) in counts.items():
+            total_fit, total_score = tokens._hot[family][2:]
+            where = slice(fit.indptr[u], fit.indptr[u + 1])
+            common = total_fit[fit.indices[where]] >= SEEN
+            members, hits = fit.indices[where][common], fit.data[where][common]
+            if not len(members):
+                continue
+            order = np.argsort(-hits / total_fit[members], kind="stable")
+            f1 = _f1(np.cumsum(hits[order]), np.cumsum(total_fit[members[order]]), active[0, u])
+            cut = int(f1.argmax())
+            if f1[cut] <= best[2]:
+                continue
+            chosen = members[order[: cut + 1]]
+            lookup = np.zeros(len(total_fit), bool)
+            lookup[chosen] = True
+            shown = chosen[np.argsort(-hits[order[: cut + 1]], kind="stable")][:SHOWN]
+            best = (family, (shown, len(chosen)), float(f1[cut]), total_score[chosen].sum(),
+                    lookup[tokens.families[family][0][scored]])  # fmt: skip
+        f1 = _f1(by_label[0][u], label_totals[0], active[0, u])
+        if len(f1) and f1.max() >= best[2]:  # of two that are as good, the one that has a name
+            i = int(f1.argmax())
+            column = halves[1].indices[halves[1].indptr[i] : halves[1].indptr[i + 1]]
+            best = ("label", names[i], float(f1[i]), label_totals[1][i], np.isin(scored, column))
+        family, about, chosen_f1, said, holds = best
+        hits = int(holds.sum())
+        f1 = float(_f1(hits, said, active[1, u]))
+        text = about if family == "label" else _text(family, about[0], about[1], tokens, say)
+        auroc = _auroc(values[inside], holds, int(said), everywhere - int(said))
+        out.append((family, text, chosen_f1, hits / max(said, 1), hits / max(active[1, u], 1), f1, auroc, len(rows),
+                    single))  # fmt: skip
+    return Explanations(*(np.array(column) for column in zip(*out, strict=True)))
+
+
+def _text(family: str, shown: np.ndarray, size: int, tokens: Tokens, say: Callable[[int], str]) -> str:
+    firsts, C = tokens.families[family][1], tokens._contexts.tokens.shape[1]
+    back = {"token": 0, "token before": 1, "pair": 1, "triple": 2}[family]
+    last = 1 if family == "token before" else 0
+    words = []
+    for member in shown:
+        row = int(firsts[member])
+        start = max(row - back, row // C * C)
+        words.append("".join(say(int(i)) for i in tokens.ids[start : row + 1 - last]))
+    more = f" and {size - len(words)} more" if size > len(words) else ""
+    what = {"token": "the token is", "token before": "the token before is"}.get(family, "the text ends with")
+    return f"{what} {', '.join(map(repr, words))}{more}"
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def loudest(values: Float[np.ndarray, "N U"], keep: np.ndarray, density: Any) -> sparse.csc_array:
+    """Dense units (neurons, directions) as ones that are on at so large a share of the tokens, where they are largest.
+
+    So a neuron is held against a latent of the same density.
+
+    Args:
+        keep: [N], tokens that were not left out.
+        density: one share, or one for each unit [U].
+
+    >>> loudest(np.array([[1.0], [3.0], [2.0], [0.0]]), np.ones(4, bool), 0.5).toarray().ravel().tolist()
+    [0.0, 3.0, 2.0, 0.0]
+    """
+    total, U = int(keep.sum()), values.shape[1]
+    wanted = np.clip(np.round(np.broadcast_to(density, U) * total).astype(int), 1, total)
+    ranked = -np.sort(-values[keep], axis=0)
+    cut = ranked[wanted - 1, np.arange(U)]
+    return sparse.csc_array(np.where((values >= cut) & keep[:, None] & (values > 0), values, 0))
+
+
+def shuffled(units: sparse.csc_array, keep: np.ndarray, seed: int) -> sparse.csc_array:
+    """The same activations on other tokens: what a unit of this density gets by chance."""
+    places = np.flatnonzero(keep)
+    moved = np.arange(units.shape[0])
+    moved[places] = np.random.default_rng(seed).permutation(places)
+    return sparse.csc_array((units.data, moved[units.indices], units.indptr), shape=units.shape).sorted_indices()
