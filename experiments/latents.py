@@ -12,11 +12,12 @@ from flax import nnx
 from experiments import check, kinds, language
 from superpose.interp import fidelity, labels
 from superpose.interp.harvest import Choice, Harvest, Live
-from superpose.lm import sites
+from superpose.lm import checkpoints, sites
 from superpose.lm.transformer import Transformer
 from superpose.sae import formats, metrics
 from superpose.sae.model import SAE
 from superpose.train.fit import Population, Stream, fit
+from superpose.train.progress import say
 
 PARTS = ("loss", "delta", "kl", "recovered_zero", "recovered_mean", "kl_zero", "kl_mean")
 """What ``fidelity.Score`` holds, each as (value, low, high)."""
@@ -61,7 +62,7 @@ def _reading(population: Population, place: int) -> Population:
 
 
 def train(
-    c: Any, source: Stream, made_of: dict[str, Any], key: jax.Array, workdir: Any, title: str
+    c: Any, source: Stream, made_of: dict[str, Any], key: jax.Array, workdir: Any, title: str, seeds: int = 1
 ) -> tuple[dict[str, SAE], dict[str, Any]]:
     """SAEs of several kinds, sizes or sites, all on one stream: name -> what it is for inference, and the Results.
 
@@ -71,6 +72,7 @@ def train(
         c: batch, steps, log_every of the run.
         source: batches.
         made_of: name -> kind as ``configs.kind`` states it.
+        seeds: of each; more than one are called "NAME seed 0", "NAME seed 1", ...
     """
     check.whole(c, "steps", "log_every")
     place = source.get_state()
@@ -80,15 +82,63 @@ def train(
     made = {}
     for i, (name, kind) in enumerate(made_of.items()):
         x = np.asarray(sample[i] if several else sample)
-        one = kinds.kind(kind, x.shape[1], c.steps, 1, x)
+        one = kinds.kind(kind, x.shape[1], c.steps, seeds, x)
         made[name] = one._replace(population=_reading(one.population, i)) if several else one
     results = fit(
         {name: kind.population for name, kind in made.items()}, steps=c.steps, key=key, source=source, workdir=workdir,
         log_every=c.log_every, title=title,
     )  # fmt: skip
-    if lost := [name for name in made if results[name].frozen_at[0] >= 0]:
+    if lost := [name for name in made if (results[name].frozen_at >= 0).any()]:
         raise ValueError(f"the SAEs {', '.join(lost)} diverged: lower their recipe.lr")
-    return {name: SAE(*kinds.plain(kind, results[name])[0]) for name, kind in made.items()}, results
+    saes = {
+        name if seeds == 1 else f"{name} seed {i}": SAE(*one)
+        for name, kind in made.items()
+        for i, one in enumerate(kinds.plain(kind, results[name]))
+    }
+    return saes, results
+
+
+PROCESSING = {
+    "fold_ln": checkpoints.fold_norms,
+    "center_writing_weights": checkpoints.center_writes,
+    "center_unembed": checkpoints.center_unembed,
+}
+"""What TransformerLens does to a model's weights when it loads them, by the names that SAEs' files have for it."""
+NO_PROCESSING = {"dtype", "device", "n_devices", "low_cpu_mem_usage", "move_to_device", "fold_value_biases"}
+"""Arguments of it that change no activation at a site."""
+
+
+def published(c: Any, model: Transformer) -> tuple[SAE, Transformer, str, str]:
+    """The SAE that ``c.sae`` names, the model as that SAE knows it, and the sites that it writes and reads.
+
+    Where its file says how the model's weights were processed when the SAE was trained, the same is done here: logits
+    stay, activations become those that it knows. What can't be done is said.
+
+    Raises:
+        ValueError: the file can't be used, or nobody says of which site it is.
+    """
+    found = formats.read(c.sae)
+    about = found.metadata
+    site, reads = c.site or about.site_out or about.site, c.reads or about.site or c.site
+    if not site or not reads:
+        raise ValueError(
+            f"{c.sae} does not say of which site it is: give --config.site (and --config.reads of a transcoder)"
+        )
+    for name, wanted in (about.weight_processing or {}).items():
+        if wanted and name in PROCESSING:
+            model = PROCESSING[name](model)
+        elif wanted and name not in NO_PROCESSING:
+            say(f"{c.sae} says that its model was loaded with {name}={wanted!r}: that is not done here")
+    return SAE(found.arch, found.params), model, sites.resolve(model.config, site), sites.resolve(model.config, reads)
+
+
+def largest(c: Any, model: Transformer, sae: SAE, reads: str, contexts: Any, special: Sequence[int]) -> np.ndarray:
+    """[d_sae], the largest activation of every latent on some contexts, by size."""
+    source = Harvest(sites.capture(model, [reads]), contexts, c.passes, Choice(tuple(special)))
+    top = np.zeros(sae.arch.d_sae)
+    for rows in source.rows(np.arange(len(contexts.tokens))):
+        top = np.maximum(top, np.abs(_encode(sae, rows.values[reads])).max(0, initial=0))
+    return top
 
 
 @jax.jit

@@ -56,14 +56,36 @@ TINY |= {
     "scripts": {**LANGUAGE, "corpus": {"documents": 60}, "vocab": 300},
     "small": {k: v for k, v in LANGUAGE.items() if k in ("corpus", "vocab", "context", "hold", "judged", "lm")},
 }
+READING = {
+    **{k: v for k, v in LANGUAGE.items() if k not in ("widths", "corpus")},
+    "base": "", "saes": "", "seeds": 2, "kind": {"d_sae": 24},
+    "corpus": {**LANGUAGE["corpus"], "documents": 60},
+}  # fmt: skip
+TINY |= {
+    "monosemantic": READING,
+    "universality": {**READING, "other": {"d_sae": 24, "warmup": 0, "recipe": {"warmup": 0}}},
+    "splitting": {**READING, "width": 24, "times": 2},
+    "predictable": {
+        **READING, "seeds": 1, "tried": 2, "contexts": 4, "strengths": (0.1, 1.0), "pushes": (1.0,), "samples": 1,
+        "tokens": 4,
+    },
+    "world_page": {**{k: SAE[k] for k in ("steps", "log_every", "batch")}, "samples": 200},
+}  # fmt: skip
 """Two steps of each experiment; a config that is not listed here fails the test below."""
-FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories"}
-"""Configs that need files: tests/test_language.py runs them."""
-SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k"}
+FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories", "steer", "dashboard"}
+"""Configs that need files: tests/test_language.py and tests/test_reading.py run them."""
+SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k"} | {
+    f"{name}:{variant}": run
+    for name, run in (("monosemantic", "quick"), ("universality", "scripts"), ("splitting", "quick"),
+                      ("predictable", "scripts"))
+    for variant in sorted({"full", "quick", "scripts"} - {run})
+}  # fmt: skip
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
-NOT_RUN = {"synth_benchmark:16k", "scripts:full", "small:full", *(f"{name}:full" for name in FILES - {"stories"})}
+NOT_RUN = {"synth_benchmark:16k", "scripts:full", "small:full", *(f"{name}:full" for name in FILES - {"stories"}),
+           *(f"{name}:{variant}" for name in ("monosemantic", "universality", "splitting", "predictable")
+             for variant in ("full", "scripts")), "world_page:full"}  # fmt: skip
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
@@ -88,7 +110,7 @@ def configs():
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                few = path.stem in ("toy_to_sae", "absorption", "small")  # of what is to be compiled
+                few = path.stem in ("toy_to_sae", "absorption")  # of what is to be compiled
                 slow = path.parent.name in ("sae", "lm") and (variant != "quick" or not few)
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
@@ -141,11 +163,12 @@ def shape(value):
 
 @pytest.mark.parametrize("name", SAME)
 def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
-    stem, variant = name.split(":")
-    get_config = importlib.import_module(f"configs.sae.{stem}").get_config
-    own, other = shape(get_config(variant)), shape(get_config(SAME[name]))
-    kinds = own.pop("kinds")
-    assert kinds.items() <= other.pop("kinds").items()
+    (module,) = {p.values[0] for p in configs() if p.id == name}
+    own, other = (shape(module.get_config(variant)) for variant in (name.split(":")[1], SAME[name]))
+    assert own.pop("kinds", {}).items() <= other.pop("kinds", {}).items()
+    for both in (own, other):  # of the four questions: whose model and SAEs, and which texts and their patterns
+        for texts in ("base", "saes", "corpus"):
+            both.pop(texts, None)
     assert own == other
 
 

@@ -1,0 +1,239 @@
+"""Dashboards as a command: model, SAE, texts -> one page, or an index with files beside; a picture of all latents."""
+
+import importlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check, language, latents
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.dashboard import page
+from superpose.dashboard.records import Ablations, Subject, places, records
+from superpose.interp import codes, compare, judge
+from superpose.lm import text
+from superpose.sae import formats
+from superpose.sae.model import SAE
+from superpose.train.checkpoint import write_all_atomically, write_atomically
+from superpose.train.progress import bar, say
+
+NUMBERS = {
+    "density": lambda record: record["density"],
+    "max": lambda record: record["max"],
+    "f1": lambda record: record["why"]["f1"],
+    "auroc": lambda record: record["why"]["auroc"],
+    "detection": lambda record: record["why"].get("detection"),
+    "fuzzing": lambda record: record["why"].get("fuzzing"),
+    "match": page.stability,
+    "effect": lambda record: record.get("effect"),
+}
+"""name -> what of a record goes into the results; None where it says nothing."""
+
+
+def _neurons(site):
+    """The MLP's neurons in the layer of a site, which latents are correlated with."""
+    part, _, layer = site.partition(".")
+    return (
+        f"mlp_post.{layer}" if layer.isdecimal() and part in ("mlp_post", "mlp_out", "resid_post", "mlp_in") else None
+    )
+
+
+def _judge(name):
+    """The function that "package.module:function" names, an ``interp.judge.Judge``; None of ""."""
+    if not name:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the judge {name!r} can't be loaded ({error}): name it as package.module:function") from error
+    if not callable(found):
+        raise ValueError(f"the judge {name!r} is no function of (explanation, texts)")
+    return found
+
+
+BLOCK = 64
+"""Latents whose records are kept together on disk: what a stopped run loses at most."""
+
+
+def _distinct(paths):
+    """As much of the end of each path as tells them apart."""
+    parts = [Path(path).resolve().parts for path in paths]
+    for k in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(p[-k:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names if parts else []
+
+
+def run(config, key, workdir):
+    """Numbers of every latent: density, largest activation, its explanation's scores, best match, loss effect."""
+    check.whole(config, "passes")
+    check.whole(config, "context", least=2)
+    if not config.model or not config.sae:
+        raise ValueError("name a model and an SAE: --config.model=FOLDER --config.sae=FOLDER")
+    place = page.named(config.page or workdir / "dashboard.html")
+    ask, doses = _judge(config.judge), np.asarray(config.doses, float)
+    if not np.isfinite(doses).all():
+        raise ValueError(f"doses must be finite numbers, got {config.doses}")
+    model, tokenizer = language.read(config.model)
+    sae, model, site, reads = latents.published(config, model)
+    named = page.labels(config.labels, sae.arch.d_sae) if config.labels else {}
+    shown = sorted({int(j) for j in config.features}) or list(range(sae.arch.d_sae))
+    if bad := [j for j in shown if not 0 <= j < sae.arch.d_sae]:
+        raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {sae.arch.d_sae - 1}")
+    corpus = language.corpus(config.corpus)
+    language.say_skipped(corpus)
+    labelled = bool(corpus.labels)
+    contexts = text.contexts(
+        corpus, tokenizer, config.context, bos=config.bos, labels=labelled, tokens=config.tokens or None
+    )
+    units = _neurons(reads) if model.config.d_mlp else None
+    facts = {**language.identity(config.model), "corpus": corpus.digest()}
+
+    def coded(name, one):
+        where = (Path(config.codes) if config.codes else workdir / "codes") / name
+        return codes.write(
+            where, model, one, reads, contexts, facts, units=units, special=tokenizer.special, passes=config.passes
+        )
+
+    held = coded("sae", sae)
+    matches = {}
+    for i, (name, path) in enumerate(zip(_distinct(config.others), config.others, strict=True)):
+        other = formats.read(path)
+        if other.arch.d_in != sae.arch.d_in:
+            raise ValueError(
+                f"{path} reads {other.arch.d_in} numbers, and {config.sae} {sae.arch.d_in}: give one of that site"
+            )
+        found = compare.correlated(held, coded(f"other{i}", SAE(other.arch, other.params)), 3)
+        matches[name] = (found.number, found.score)
+    subject = Subject(
+        model, sae, site, contexts, held, tokenizer.pieces, reads, tokenizer.special, seed=config.seed,
+        labels=corpus.labels if labelled else (), names=named, matches=matches,
+    )  # fmt: skip
+    ablations = Ablations(model, sae, site, contexts) if config.ablations else None
+    others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
+    made_of = [facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge]
+    made = _kept(subject, shown, ablations, config, ask, workdir / "records" / codes.facts_digest(made_of))
+    kept: dict[str, list[float]] = {name: [] for name in NUMBERS}
+
+    def complete():
+        progress, task = bar("dashboards", len(shown), 0, unit="latents")
+        with progress:
+            for record in made:
+                for name, values in kept.items():
+                    found = NUMBERS[name](record)
+                    values.append(np.nan if found is None else float(found))
+                progress.update(task, advance=1)
+                yield record
+
+    title = config.title or f"{Path(config.sae).name} at {site} of {Path(config.model).name}"
+    note = f"{held.kept:,} tokens of {corpus.name} ({corpus.digest()}); {len(shown)} of {sae.arch.d_sae} latents."
+    with ThreadPoolExecutor(1) as pool:  # the map is drawn up while records are made
+        plan = pool.submit(places, np.asarray(sae.W_dec[...])[shown], config.seed)
+        files = page.write(
+            place, complete(), title, tokenizer.pieces, documents=contexts.names,
+            note=note,
+            prompts=_prompts(subject, contexts, shown), plan=plan.result,
+        )  # fmt: skip
+    say(f"pages: {files[-1]}" + (f" and {len(files) - 1} beside" if len(files) > 1 else ""))
+    if config.neuronpedia:  # records that stand on disk are read again: all of them, or none, are there
+        again = _kept(subject, shown, ablations, config, ask, workdir / "records" / codes.facts_digest(made_of))
+        write_all_atomically({
+            Path(config.neuronpedia) / f"{r['n']}.json":
+                json.dumps(page.neuronpedia(r, tokenizer.pieces, Path(config.model).name, reads)).encode()
+            for r in again
+        })  # fmt: skip
+    return {"latents": np.array(shown), "tokens": np.asarray(held.kept), **{k: np.array(v) for k, v in kept.items()}}
+
+
+def _kept(subject, shown, ablations, config, ask, place):
+    """Records in blocks, each of which is written when it is whole and read where it stands already."""
+    for start in range(0, len(shown), BLOCK):
+        some, file = shown[start : start + BLOCK], place / f"{start:06d}.json"
+        if file.exists():
+            yield from json.loads(file.read_text())
+            continue
+        found = list(records(subject, some, ablations=ablations, doses=config.doses))
+        for record in found:
+            _judged(record, subject, ask, config.seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(found, separators=(",", ":")).encode())
+        yield from json.loads(json.dumps(found))
+
+
+def _judged(record, subject, ask, seed):
+    """Detection and fuzzing scores beside the others, where there is a judge."""
+    column = subject.codes.columns([record["n"]])
+    explanation = record.get("name") or record["why"]["text"]
+    if ask is None or not column.nnz or not explanation:
+        return
+    found = judge.score(
+        ask, explanation, column.indices, column.data, subject.contexts, subject.tokens.keep, subject.pieces,
+        seed=seed + record["n"],
+    )  # fmt: skip
+    for name in ("detection", "fuzzing"):
+        value = getattr(found, name)
+        record["why"][name] = None if np.isnan(value) else round(value, 4)
+
+
+def _prompts(subject, contexts, shown, most=6, features=8):
+    """Texts spread over the corpus, with the strongest of the latents shown on each token."""
+    n, C = contexts.tokens.shape
+    largest = {}
+    chosen = np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
+    found: list[list[list]] = [[[] for _ in range(contexts.lengths[c])] for c in chosen]
+    for start in range(0, len(shown), 256):
+        some = shown[start : start + 256]
+        held = subject.codes.columns(some)
+        for j, top in zip(some, held.max(0).toarray().ravel(), strict=True):
+            largest[j] = float(top)
+        rows = held.tocsr()
+        for texts, c in zip(found, chosen, strict=True):
+            for t, here in enumerate(texts):
+                one = rows[[c * C + t]]
+                here += [(some[int(j)], float(v)) for j, v in zip(one.indices, one.data, strict=True)]
+    return [
+        {
+            "name": contexts.names[contexts.documents[c]],
+            "ids": contexts.tokens[c, : contexts.lengths[c]].tolist(),
+            "features": [
+                [
+                    [j, round(v, 4), round(v / largest[j], 4)]
+                    for j, v in sorted(here, key=lambda p: -p[1] / largest[p[0]])[:features]
+                ]
+                for here in texts
+            ],
+        }
+        for texts, c in zip(found, chosen, strict=True)
+    ]
+
+
+def draw(results, config):
+    """How latents are spread by density, and how well a predicate says when they are on."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), dpi=110, layout="constrained")
+    live = results["density"] > 0
+    axes[0].hist(np.log10(results["density"][live]), bins=np.linspace(-6, 0, 49), color="#3f6fb5")
+    axes[0].set(
+        xlabel="log10 of the share of tokens on which a latent is on",
+        ylabel="latents",
+        title=f"{live.sum()} of {len(live)} latents are on, {int(results['tokens']):,} tokens",
+    )
+    axes[1].plot(np.log10(results["density"][live]), results["f1"][live], "o", ms=3, alpha=0.5, color="#3f6fb5")
+    axes[1].set(
+        xlabel="log10 of the density",
+        ylabel="F1 of the best predicate",
+        ylim=(0, 1.02),
+        title="explanations without a judge, on the other half",
+    )
+    plot.plain(axes)
+    return {"": figure}
+
+
+def claims(results, config):
+    """Latents that fire are shown; nothing else is claimed of an SAE that a user brings."""
+    live = results["density"] > 0
+    return [Claim("latents shown that are on at some token", "sanity", 1, int(live.sum()), 0.0, ">=")]

@@ -1,0 +1,270 @@
+"""Do interventions do what the feature says? Effects of steering, predicted before they are measured.
+
+Latents of all densities are pushed by multiples of their largest activation, in texts where they are on. What the
+logits will do is predicted at the clean pass, by the derivative and by the direct path alone (the direction through the
+final norm), and both are held against what they do; in a model of one layer whose MLP is pushed the two are the same.
+So are pushes as large along random directions, shuffled ones and those of other live latents. Labels with a pattern
+that text can be searched for have their best latent clamped while the model writes: does it write more of that?
+"""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from experiments import check, latents, reading
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.interp import steer
+from superpose.interp.steer import Change
+from superpose.train.progress import bar
+
+LEAST = 20
+"""Latents on at fewer tokens are left out."""
+CONTROLS = {"random": "random directions", "shuffled": "shuffled directions", "other": "other live latents"}
+
+
+def run(config, key, workdir):
+    """[latents, strengths] of ``steer.effects``, [latents] of controls and ablations; what latents of labels write."""
+    check.whole(config, "tried", "contexts", "wanted", "samples", "tokens")
+    keys = jax.random.split(key, 4)
+    texts, model = reading.model(config, keys[0], workdir)
+    saes = reading.subject(config, model, texts, keys[1], workdir)
+    held = latents.language.judged(config, texts)
+    found: dict[str, list] = {}
+    chosen, seeds, density = [], [], []
+    progress, task = bar("interventions", config.tried * len(saes), 0, unit="latents")
+    with progress:
+        for seed, sae in enumerate(saes):
+            codes = reading.coded(config, model, texts, sae, workdir / "codes" / str(seed))
+            live = np.flatnonzero(reading.living(codes, LEAST))
+            order = live[np.argsort(codes.counts[live], kind="stable")]
+            some = order[np.unique(np.linspace(0, len(order) - 1, min(config.tried, len(order))).astype(int))]
+            votes = np.asarray(steer.logit_weights(model, config.site, np.asarray(sae.W_dec[...])[some]))
+            for i, j in enumerate(some):
+                column = codes.columns([j])
+                on = column.indices // held.tokens.shape[1]
+                texts_of = held.rows(_where(on, len(held.tokens), config, (config.seed, seed, int(j))))
+                where = jax.random.fold_in(keys[2], int(j))
+                top = float(column.data.max())
+                one = _one(config, model, texts, sae, int(j), top, texts_of, votes[i], live, where)
+                for name, values in one.items():
+                    found.setdefault(name, []).append(values)
+                progress.update(task, advance=1)
+            chosen += some.tolist()
+            seeds += [seed] * len(some)
+            density += (codes.counts[some] / codes.kept).tolist()
+    out = {name: np.array(values) for name, values in found.items()}
+    out |= {"latents": np.array(chosen), "seed": np.array(seeds), "density": np.array(density)}
+    written = _written(config, model, texts, saes[0], live, keys[3])
+    return out | written | {"digest": np.array(texts.digest)}
+
+
+def _where(on, total, config, seed):
+    """So many contexts, those in which the latent is on before others, in random order."""
+    rng = np.random.default_rng(seed)
+    here = rng.permutation(np.unique(on))
+    rest = rng.permutation(np.setdiff1d(np.arange(total), here))
+    return np.sort(np.concatenate([here, rest])[: config.contexts])
+
+
+def _one(config, model, texts, sae, j, top, some, votes, live, key):
+    """Everything that is measured of one latent: ``NAME_FIELD``, of the feature for each strength."""
+    special, wanted = texts.tokenizer.special, np.argsort(-votes, kind="stable")[: config.wanted]
+    push = steer.steering(model.config, sae, config.site, [Change(j, "add", 1.0)], special=special)
+    off = steer.steering(model.config, sae, config.site, [Change(j, "ablate")], special=special)
+    whole = int(np.argmin(np.abs(np.asarray(config.strengths, float) - 1)))
+
+    def effects(steered, strength=1.0, ranks=False):
+        moved = replace(steered, values=jnp.asarray([strength * top], jnp.float32))
+        return _numbers(steer.effects(model, moved, some, wanted, len(some.tokens), ranks=ranks))
+
+    by_strength = [effects(push, s, i == whole) for i, s in enumerate(config.strengths)]
+    out = {f"feature_{name}": np.stack([one[name] for one in by_strength]) for name in by_strength[0]}
+    controls = steer.controls(push, key, live)
+    for name, steered in {**{name: controls[name] for name in CONTROLS}, "ablated": off}.items():
+        out |= {f"{name}_{k}": v for k, v in effects(steered).items()}
+    return out
+
+
+def _numbers(e):
+    """Means over tokens, and (slope, Pearson's r, rank correlation) of both predictions."""
+    n = e.tokens.sum()
+    return {
+        "kl": e.kl.sum() / n,
+        "wanted": (e.wanted - e.clean_wanted).sum() / n,
+        "direct_wanted": e.direct_wanted.sum() / n,
+        "gradient_wanted": e.gradient_wanted.sum() / n,
+        "direct": np.stack(steer.agreement(e.direct.sum(0), e.moved.sum())),
+        "gradient": np.stack(steer.agreement(e.gradient.sum(0), e.moved.sum())),
+    }
+
+
+def _written(config, model, texts, sae, live, key):
+    """[patterns, strengths, samples]: share of the characters written that a label's pattern matches, its best latent
+    clamped, and a random direction moved as far."""
+    if not config.patterns:
+        return {}
+    best = latents.detectors(config, model, texts, config.site, {"latent": sae})
+    tops = latents.largest(
+        config, model, sae, config.site, latents.language.judged(config, texts), texts.tokenizer.special
+    )
+    bos = texts.tokenizer.bos
+    prompt = np.full((config.samples, 1), 0 if bos is None else bos, np.int32)
+    pad = np.zeros(config.samples, np.int32)
+    shares, losses, units, says = [], [], [], []
+    for i, (name, pattern) in enumerate(config.patterns):
+        if name not in texts.corpus.labels:
+            raise ValueError(f"the texts have no label {name!r}: they have {', '.join(texts.corpus.labels[:20])}, ...")
+        unit = int(best["latent_unit"][list(texts.corpus.labels).index(name)])
+        one = steer.steering(model.config, sae, config.site, [Change(unit)])
+        rows = {"feature": one, "random": steer.controls(one, jax.random.fold_in(key, i), live)["random"]}
+        for steered in rows.values():
+            for strength in (0.0, *config.pushes):
+                moved = replace(steered, values=jnp.asarray([strength * tops[unit]], jnp.float32))
+                if not strength:  # what is written without
+                    moved = replace(moved, end=jnp.int32(0))
+                made, loss = steer.write(model, moved, prompt, pad, key, config.tokens, config.temperature)
+                written = [texts.tokenizer.decode(row) for row in np.asarray(made)]
+                matched = [sum(len(m.group()) for m in re.finditer(pattern, t)) / max(len(t), 1) for t in written]
+                shares.append(matched)
+                losses.append(np.asarray(loss))
+                says.append(written[0])
+        units.append(unit)
+    shape = (len(config.patterns), 2, 1 + len(config.pushes))
+    return {
+        "written_share": np.array(shares).reshape(*shape, -1),
+        "written_loss": np.array(losses).reshape(*shape, -1),
+        "written": np.array(says).reshape(shape),
+        "written_latents": np.array(units),
+    }
+
+
+def _colour_line(ax, x, values, colour, label):
+    """Medians over latents with their quartiles."""
+    ax.plot(x, np.nanmedian(values, 0), "o-", ms=4, color=colour, label=label)
+    ax.fill_between(x, *np.nanpercentile(values, (25, 75), 0), color=colour, alpha=0.2, lw=0)
+
+
+def draw(results, config):
+    """Predicted against observed; agreement by strength; dose-response; what is written."""
+    written = bool(config.patterns)
+    figure, axes = plt.subplots(1, 3 + written, figsize=(4.6 * (3 + written), 4.5), dpi=110, layout="constrained")
+    x = np.asarray(config.strengths, float)
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(x)))
+    for i, strength in enumerate(x):
+        axes[0].plot(results["feature_gradient_wanted"][:, i], results["feature_wanted"][:, i], "o", ms=3.5,
+                     color=colours[i], label=f"{strength:g}")  # fmt: skip
+    ends = [min(0.0, axes[0].get_xlim()[0]), axes[0].get_xlim()[1]]
+    axes[0].plot(ends, ends, color="0.6", lw=0.8)
+    axes[0].set(xlabel="predicted by the derivative", ylabel="observed",
+                title="change of log p of a latent's strongest votes")  # fmt: skip
+    axes[0].legend(title="strength", frameon=False, fontsize=8)
+    gradient, direct = results["feature_gradient"][..., 1], results["feature_direct"][..., 1]
+    _colour_line(axes[1], x, gradient, "#3f6fb5", "by the derivative")
+    if np.isfinite(direct).any() and not np.allclose(direct, gradient, atol=1e-3, equal_nan=True):
+        _colour_line(axes[1], x, direct, "#e08a3c", "by the direct path")
+    axes[1].set(xlabel="strength, of the largest activation", ylabel="Pearson's r over the vocabulary", ylim=(0, 1.02),
+                title="predicted and observed logits (median, quartiles)")  # fmt: skip
+    axes[1].legend(frameon=False, fontsize=8)
+    _colour_line(axes[2], x, results["feature_wanted"], "#3f6fb5", "features")
+    for i, (name, words) in enumerate(CONTROLS.items()):
+        low, mid, high = np.percentile(results[f"{name}_wanted"], (25, 50, 75))
+        axes[2].errorbar(1 + 0.08 * (i - 1), mid, [[mid - low], [high - mid]], fmt="s", ms=5, label=words,
+                         color=("0.5", "0.3", "#c44e52")[i])  # fmt: skip
+    axes[2].axhline(0, color="0.6", lw=0.8)
+    axes[2].set(xlabel="strength, of the largest activation", ylabel="change of log p of the votes",
+                title="dose-response")  # fmt: skip
+    axes[2].legend(frameon=False, fontsize=8)
+    if written:
+        pushes = [0.0, *config.pushes]
+        for i, (name, _) in enumerate(config.patterns):
+            for row, style in ((0, "o-"), (1, ":")):
+                axes[3].plot(pushes, results["written_share"][i, row].mean(-1), style, ms=4, color=f"C{i}",
+                             label=name if not row else None)  # fmt: skip
+        axes[3].set(xlabel="clamped to, of the largest activation (0: not steered)",
+                    ylabel="share of the characters written", ylim=(0, 1.02),
+                    title="what is written (dotted: random direction)")  # fmt: skip
+        axes[3].legend(frameon=False, fontsize=8)
+    plot.plain(axes)
+    figure.suptitle(
+        f"Do interventions do what the feature says? {len(results['latents'])} latents of {config.seeds} SAEs of "
+        f"{config.kind.d_sae} at {config.site}, {config.corpus.kind}"
+    )
+    return {"": figure}
+
+
+def _median(values, seed, draws=2000):
+    """Median over latents, its 95 % interval over latents, and how many it is of."""
+    x = np.asarray(values, float)
+    x = x[np.isfinite(x)]
+    if not len(x):
+        return np.nan, np.nan, np.nan, 0
+    picks = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    return float(np.median(x)), *map(float, np.percentile(np.median(x[picks], 1), (2.5, 97.5))), len(x)
+
+
+def claims(results, config):
+    """Small pushes do what the derivative says, large ones still rank the tokens as it says; other pushes do not."""
+    x = np.asarray(config.strengths, float)
+    low, one = int(np.argmin(np.abs(x))), int(np.argmin(np.abs(x - 1)))
+    gradient = results["feature_gradient"]
+    seen, said = results["feature_wanted"], results["feature_gradient_wanted"]
+    same = np.allclose(results["feature_direct"], gradient, atol=1e-3, equal_nan=True)
+    out = []
+
+    def median(text, source, least, values, note=""):
+        mid, bottom, top, n = _median(values, config.seed)
+        by_seed = [_median(values[results["seed"] == s], config.seed)[0] for s in np.unique(results["seed"])]
+        out.append(Claim(
+            f"{text}: median over latents (low end of 95 % over latents)", source, least, bottom, 0.0, ">=",
+            note=f"median {mid:.3f} of {n} latents, {reading.said(bottom, top, 'latents')}; by seed "
+                 f"{', '.join(f'{v:.3f}' for v in by_seed)}" + (f"; {note}" if note else ""),
+        ))  # fmt: skip
+
+    about = "the direct path says the same here" if same else (
+        f"by the direct path {np.nanmedian(results['feature_direct'][:, one, 2]):.3f}"
+    )  # fmt: skip
+    median(f"logits after a push of {x[low]:g} of the largest activation: Pearson's r with the derivative's prediction",
+           "first order", 0.95, gradient[:, low, 1])  # fmt: skip
+    median("after a push of 1: rank correlation over the vocabulary with that prediction", "what a feature votes for",
+           0.7, gradient[:, one, 2], about)  # fmt: skip
+    median("ablation, in texts where the latent is on: Pearson's r of logits with the derivative's prediction",
+           "attribution", 0.8, results["ablated_gradient"][:, 1])  # fmt: skip
+    order = float(stats.spearmanr(said[:, one], seen[:, one]).statistic)
+    out.append(Claim(
+        "over latents: rank correlation of predicted and observed change of log p of their votes, push of 1",
+        "what a feature votes for", 0.7, order, 0.0, ">=",
+    ))  # fmt: skip
+    dose = np.array([stats.spearmanr(x, row).statistic for row in seen])
+    median("dose-response: rank correlation of strength and log p of the votes", "monotonic", 0.9, dose)
+    for name, words in CONTROLS.items():
+        median(f"change of log p of the votes, push of 1, less that of {words} as large (nats)", "control", 0.0,
+               seen[:, one] - results[f"{name}_wanted"])  # fmt: skip
+    for i, (name, _) in enumerate(config.patterns):
+        out.append(_writes(results, config, i, name))
+    return out
+
+
+def _writes(results, config, i, name):
+    """The strength is chosen on one half of the samples and scored on the other."""
+    share, loss = results["written_share"][i], results["written_loss"][i]
+    at = int(np.argmax(share[0, :, ::2].mean(-1)))
+    ours, random = share[0, at, 1::2], share[1, at, 1::2]
+    if not len(ours):
+        ours, random = share[0, at], share[1, at]
+    picks = np.random.default_rng(config.seed).integers(0, len(ours), (2, 2000, len(ours)))
+    low, high = np.percentile(ours[picks[0]].mean(1) - random[picks[1]].mean(1), (2.5, 97.5))
+    strengths = [0.0, *config.pushes]
+    return Claim(
+        f"{name}: share of the characters written, its latent clamped, less that of the same push in a random "
+        "direction (strength chosen on one half of the samples, low end of 95 % over the others)",
+        "steering", 0.2, float(low), 0.0, ">=",
+        note=f"not steered {share[0, 0].mean():.2f}, clamped to {strengths[at]:g} {ours.mean():.2f}, random "
+             f"{random.mean():.2f}; difference {low:.2f} to {high:.2f}; loss under the model that is not steered "
+             f"{loss[0, 0].mean():.2f} and {loss[0, at].mean():.2f} nats a token",
+    )  # fmt: skip

@@ -1,0 +1,222 @@
+"""What happens to features when an SAE gets eight times as wide? They split, they merge, and some are absorbed.
+
+Latents of a small and a large SAE of one site are held together by what they say on the same tokens (masked cosine:
+Bricken et al. 2023, feature splitting), by direction, by what putting a large one into the small SAE does to its error
+(stitching: Leask et al. 2025), and on labels of which one implies another (absorption: Chanin et al. 2024).
+"""
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import sparse
+
+from experiments import check, latents, reading
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.interp import compare, labels
+
+PAPER = "Towards Monosemanticity, feature splitting"
+LEAST = 20
+"""Latents on at fewer tokens are left out."""
+EDGE = 0.4
+"""Masked cosine at which a latent of the large SAE is a child of one of the small."""
+IMPLIES, MORE, RARE = 0.99, 3, 50
+"""A label is a child of another if so many of its tokens carry that, too, and the other is on so many times as many; of
+both, so many tokens are needed."""
+KNOWS = 0.5
+"""F1 that the parent's latent must have on the first half, in both SAEs: of one that does not know the parent, nothing
+can be absorbed."""
+
+
+def run(config, key, workdir):
+    """By seed: children and parents, cosines of directions, changes by stitching, gaps on nested labels."""
+    check.whole(config, "width", "times", "seeds", least=2)
+    keys = jax.random.split(key, 2)
+    texts, model = reading.model(config, keys[0], workdir)
+    sizes = {"small": config.width, "large": config.width * config.times}
+    made_of = {name: latents.of_width(config.kind, size) for name, size in sizes.items()}
+    found = reading.saes(config, model, texts, made_of, keys[1], workdir / "saes", "SAEs")
+    keep, y = reading.kept(config, texts), reading.labelled(config, texts)
+    x = reading.values(config, model, texts)[keep]
+    held = latents.language.judged(config, texts)
+    first = np.repeat(labels.first_half(held.documents), held.tokens.shape[1]) & keep
+    pairs = _nested(y[keep])
+    codes = {
+        name: [reading.coded(config, model, texts, one, workdir / "codes" / f"{name}{i}") for i, one in enumerate(ones)]
+        for name, ones in found.items()
+    }
+    moved = compare.elsewhere(keep, config.context * 7 + 3)
+    parts: dict[str, list] = {}
+    for seed in range(config.seeds):
+        small, large = (found[name][seed] for name in sizes)
+        a, b, twin = codes["small"][seed], codes["large"][seed], codes["small"][(seed + 1) % config.seeds]
+        live = [reading.living(one, LEAST) for one in (a, b, twin)]
+        acts = [one.block(0, one.latents)[:, here] for one, here in zip((a, b, twin), live, strict=True)]
+        apart = sparse.csc_array((acts[1].data, moved[acts[1].indices], acts[1].indptr), shape=acts[1].shape)
+        edges, by_chance, same = (
+            compare.masked(acts[0], other, EDGE).toarray() > 0 for other in (acts[1], apart.sorted_indices(), acts[2])
+        )
+        directions = large.W_dec[...][live[1]], small.W_dec[...][live[0]]
+        stitched = compare.stitch(small, large, (x[i : i + 4096] for i in range(0, len(x), 4096)))
+        gaps = [_absorbed(one.block(0, one.latents), y, first, keep & ~first, pairs) for one in (a, b)]
+        of = {
+            "children": edges.sum(1), "parents": edges.sum(0),
+            "chance_children": by_chance.sum(1), "chance_parents": by_chance.sum(0),
+            "twin_children": same.sum(1), "twin_parents": same.sum(0),
+            "cosine": compare.nearest(*directions).score[:, 0],
+            "change": stitched.change[live[1]],
+            **{f"{name}_{size}": gaps[i][name] for i, size in enumerate(sizes) for name in ("gap", "knows", "instead")},
+        }  # fmt: skip
+        for name, values in of.items():
+            parts.setdefault(name, []).append(np.asarray(values, float))
+    most = {name: max(map(len, rows)) for name, rows in parts.items()}  # seeds differ in how many latents live
+    out = {
+        name: np.stack([np.pad(r, (0, most[name] - len(r)), constant_values=np.nan) for r in rows])
+        for name, rows in parts.items()
+    }
+    names = texts.corpus.labels
+    return out | {"pairs": np.array([f"{names[i]} in {names[j]}" for i, j in pairs]), "digest": np.array(texts.digest)}
+
+
+def _nested(y):
+    """Pairs (child, parent) of labels: most tokens of the child carry the parent, which is on far more."""
+    counts = y.sum(0)
+    both = y.astype(np.float32).T @ y
+    return [
+        (i, j)
+        for i in range(len(counts))
+        for j in range(len(counts))
+        if i != j and counts[i] >= RARE and counts[j] >= MORE * counts[i] and both[i, j] >= IMPLIES * counts[i]
+    ]
+
+
+def _absorbed(units, y, fit, score, pairs):
+    """Of each pair, of the latent with the largest F1 for the parent on the first half: that F1 (``knows``); P(on |
+    parent without child) less P(on | child) on the other half (``gap``); and the share of the child's tokens on which
+    it is silent and the child's own best latent is on instead (``instead``: absorption as Chanin et al. 2024 mean it,
+    by activations). NaN where the labels do not occur."""
+    on = units.tocsr().astype(bool)
+    first, second = on[fit], on[score]
+    fires = np.asarray(first.sum(0))
+
+    def best(label):
+        true = y[fit][:, label]
+        f1 = 2 * (true.astype(np.float32) @ first) / np.maximum(fires + true.sum(), 1)
+        return int(f1.argmax()), float(f1.max())
+
+    chosen = {label: best(label) for label in {i for pair in pairs for i in pair}}
+    out: dict[str, list] = {"gap": [], "knows": [], "instead": []}
+    for child, parent in pairs:
+        latent, f1 = chosen[parent]
+        said, other = (second[:, [i]].toarray().ravel() for i in (latent, chosen[child][0]))
+        inside, outside = y[score][:, child], y[score][:, parent] & ~y[score][:, child]
+        there = inside.any() and outside.any()
+        out["knows"].append(f1)
+        out["gap"].append(said[outside].mean() - said[inside].mean() if there else np.nan)
+        out["instead"].append((~said & other)[inside].mean() if there else np.nan)
+    return {name: np.array(values, float) for name, values in out.items()}
+
+
+def _known(results):
+    """[pairs], those whose parent has a latent that knows it in every SAE, and whose labels occur as they must."""
+    sizes = ("small", "large")
+    return np.all([(results[f"knows_{s}"] >= KNOWS) & np.isfinite(results[f"gap_{s}"]) for s in sizes], (0, 1))
+
+
+def _gaps(results, name="gap"):
+    """At both sizes [seeds, pairs], of the pairs that are known."""
+    here = _known(results)
+    return results[f"{name}_small"][:, here], results[f"{name}_large"][:, here]
+
+
+def _seeds_of(results, name):
+    """One array a seed, without what pads it."""
+    return [row[np.isfinite(row)] for row in results[name]]
+
+
+def draw(results, config):
+    """Children of each small latent, parents of each large one, directions, stitching, gaps on nested labels."""
+    figure, axes = plt.subplots(1, 5, figsize=(20, 4.4), dpi=110, layout="constrained")
+    known = lambda name: np.concatenate(_seeds_of(results, name))  # noqa: E731
+    kinds = (("", "#3f6fb5", "-", f"{config.width * config.times} latents"),
+             ("twin_", "#e08a3c", "-", f"{config.width}, another seed"),
+             ("chance_", "0.6", ":", "other tokens (chance)"))  # fmt: skip
+    for ax, name, most, what in ((axes[0], "children", 20, "children of a small latent"),
+                                 (axes[1], "parents", 6, "parents of a large latent")):  # fmt: skip
+        for prefix, colour, style, label in kinds:
+            ax.hist(np.minimum(known(prefix + name), most), np.arange(-0.5, most + 1.5), histtype="step", lw=1.6,
+                    ls=style, color=colour, label=label, density=True)  # fmt: skip
+        ax.set(xlabel=f"masked cosine above {EDGE} ({most}: or more)", ylabel="share of the latents", title=what)
+        ax.legend(frameon=False, fontsize=8)
+    cosine, parents = known("cosine"), known("parents")
+    for here, colour, label in ((parents > 0, "#3f6fb5", "with a parent"), (parents == 0, "#b5533f", "without")):
+        if here.any():
+            axes[2].hist(cosine[here], np.linspace(0, 1, 41), histtype="step", lw=1.6, color=colour, density=True,
+                         label=f"{label}: median {np.median(cosine[here]):.2f}")  # fmt: skip
+    axes[2].set(xlabel="cosine with the nearest small latent", ylabel="density", title="directions of large latents")
+    axes[2].legend(frameon=False, fontsize=8)
+    change = known("change")
+    axes[3].plot(np.sort(change) * 1e3, (np.arange(len(change)) + 1) / len(change), color="#3f6fb5")
+    axes[3].axvline(0, color="0.6", lw=0.8)
+    axes[3].set(xscale="symlog", xlabel="change of the small SAE's error, parts in a thousand",
+                ylabel="share of large latents", title=f"stitching: {np.mean(change < 0):.0%} are news")  # fmt: skip
+    small, large = (gaps.mean(0) for gaps in _gaps(results))
+    axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
+    axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
+    axes[4].set(xlabel=f"gap at {config.width} latents", ylabel=f"gap at {config.width * config.times}", xlim=(-1, 1),
+                ylim=(-1, 1), title=f"{len(small)} nested labels with a latent")  # fmt: skip
+    plot.plain(axes)
+    figure.suptitle(
+        f"From {config.width} to {config.width * config.times} latents of {config.site}, {config.corpus.kind}; "
+        f"{config.seeds} seeds"
+    )
+    return {"": figure}
+
+
+def claims(results, config):
+    """Features split, do not form a tree, and wide SAEs absorb more."""
+
+    def by_seed(name, of):
+        return np.array([of(row) for row in _seeds_of(results, name)])
+
+    def above(text, source, least, values, note=""):
+        mean, low, high = reading.over_seeds(values)
+        measured = low if np.isfinite(low) else mean
+        return Claim(f"{text} (low end of 95 % over seeds)", source, least, measured, 0.0, ">=",
+                     note=f"mean {mean:.3f}, {reading.said(low, high)}" + (f"; {note}" if note else ""))  # fmt: skip
+
+    two = {p: by_seed(f"{p}children", lambda r: np.mean(r >= 2)) for p in ("", "twin_", "chance_")}
+    mean = {p: by_seed(f"{p}children", np.mean) for p in two}
+    merged = {p: by_seed(f"{p}parents", lambda r: np.mean(r >= 2)) for p in two}
+    near = np.array([
+        np.median(c[p > 0]) - np.median(c[p == 0]) if (p > 0).any() and (p == 0).any() else np.nan
+        for c, p in zip(_seeds_of(results, "cosine"), _seeds_of(results, "parents"), strict=True)
+    ])  # fmt: skip
+    news = by_seed("change", lambda r: np.mean(r < 0))
+    small, large = _gaps(results)
+    instead = _gaps(results, "instead")
+    none = np.full(config.seeds, np.nan)
+    rise = (large - small).mean(1) if small.size else none
+    more = (instead[1] - instead[0]).mean(1) if small.size else none
+    return [
+        above("share of small latents with two children or more, less that by chance (other tokens)",
+              f"{PAPER}: features split", 0.3, two[""] - two["chance_"],
+              f"{two[''].mean():.3f}, chance {two['chance_'].mean():.3f}"),
+        above("mean number of children in the wide SAE less that in another seed of the small one",
+              f"{PAPER}: more latents, more children", 0.5, mean[""] - mean["twin_"],
+              f"{mean[''].mean():.2f}, another seed {mean['twin_'].mean():.2f}, chance {mean['chance_'].mean():.2f}"),
+        above("share of large latents with two parents or more less that by chance: splits and merges, not a tree",
+              PAPER, 0.0, merged[""] - merged["chance_"],
+              f"{merged[''].mean():.3f}, chance {merged['chance_'].mean():.3f}; in another small one "
+              f"{merged['twin_'].mean():.3f}"),
+        above("median cosine with the nearest small direction: large latents with a parent less those without",
+              "splits by tokens and by direction agree", 0.0, near),
+        Claim("share of large latents that are news to the small SAE (stitched in, its error falls)",
+              "Leask et al. 2025: both kinds exist", [0.02, 0.98], float(news.mean()), 0.0, "in",
+              note=reading.said(*reading.over_seeds(news)[1:])),
+        above("nested labels: how much more the parent's latent is silent on the child, wide less small",
+              "Chanin et al. 2024: absorption rises with the width", 0.0, rise,
+              f"mean of {small.shape[1]} of {len(results['pairs'])} pairs: the parent's latent has F1 {KNOWS} or more"),
+        above("nested labels: share of the child's tokens with its latent on in the parent's place, wide less small",
+              "Chanin et al. 2024: absorption rises with the width", 0.0, more),
+    ]  # fmt: skip

@@ -1,0 +1,189 @@
+"""Are the same features found again? In another seed, another kind of SAE, another model (Bricken et al. 2023).
+
+Activations need no common space: a latent is found again where another SAE has one that is on for the same tokens.
+Neurons of the two models stand beside, and chance: the same latents on other tokens.
+"""
+
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check, language, latents, reading
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.interp import compare
+from superpose.sae import recovery
+
+PAPER = "Towards Monosemanticity, universality"
+OTHERS = {"another seed": "#3f6fb5", "another kind": "#5a9e6f", "another model": "#b5533f"}
+FOUND = 0.7
+"""Correlation at which a latent counts as found again."""
+LEAST = 20
+"""Latents on at fewer tokens have no correlation worth the name; they are left out."""
+
+
+def run(config, key, workdir):
+    """By pair of SAEs: best correlation of each latent, its matched direction, chance, resamplings of documents; and of
+    neurons with neurons."""
+    check.whole(config, "seeds", least=2)
+    keys = jax.random.split(key, 6)
+    texts, first = reading.model(config, keys[0], workdir / "a")
+    second, _ = language.trained(config, texts, keys[1], workdir / "b")
+    own = reading.subject(config, first, texts, keys[2], workdir / "a")
+    kind = reading.saes(config, first, texts, {"other": config.other}, keys[3], workdir / "kind", "another kind", 1)
+    elsewhere = config.copy_and_resolve_references()
+    elsewhere.seed = config.seed + 1  # model B's SAEs see the texts in another order
+    theirs = reading.saes(elsewhere, second, texts, {"SAE": config.kind}, keys[4], workdir / "b" / "saes", "SAEs of B")
+
+    def code(model, ones, name):
+        return [
+            reading.coded(config, model, texts, one, workdir / "codes" / f"{name}{i}") for i, one in enumerate(ones)
+        ]
+
+    a, b, other = code(first, own, "a"), code(second, theirs["SAE"], "b"), code(first, kind["other"], "kind")
+    pairs: dict[str, list[tuple[int, Any, Any]]] = {
+        "another seed": [(i, a[j], own[j]) for i in range(len(a)) for j in range(i + 1, len(a))],
+        "another kind": [(i, other[0], kind["other"][0]) for i in range(len(a))],
+        "another model": [(i, b[i], None) for i in range(len(a))],  # another space: no directions to compare
+    }
+    keep = reading.kept(config, texts)
+    held = latents.language.judged(config, texts)
+    documents = np.repeat(held.documents, held.tokens.shape[1])
+    moved = compare.elsewhere(keep, config.context * 7 + 3)
+    live = np.stack([reading.living(codes, LEAST) for codes in a])
+    out: dict[str, Any] = {"on": np.stack([codes.counts for codes in a]), "kept": np.asarray(a[0].kept)}
+    for name, all_of in pairs.items():
+        best = [compare.correlated(a[i], codes) for i, codes, _ in all_of]
+        drawn = [
+            np.median(compare.resampled(a[i], codes, m.number[:, 0], documents, keep, seed=config.seed)[:, live[i]], 1)
+            for (i, codes, _), m in zip(all_of, best, strict=True)
+        ]
+        out[f"base_{name}"] = np.array([i for i, *_ in all_of])
+        out[f"r_{name}"] = np.stack([m.score[:, 0] for m in best])
+        out[f"draws_{name}"] = np.mean(drawn, 0)
+        out[f"chance_{name}"] = np.stack([compare.correlated(a[i], c, moved=moved).score[:, 0] for i, c, _ in all_of])
+        if all_of[0][2] is not None:
+            out[f"cosine_{name}"] = np.stack([
+                _matched(own[i].W_dec[...], one.W_dec[...], live[i], codes.counts >= LEAST) for i, codes, one in all_of
+            ])  # fmt: skip
+    rows = jax.random.normal(keys[5], own[0].W_dec[...].shape)
+    out["cosine_chance"] = _matched(own[0].W_dec[...], rows, live[0], live[0])
+    x, y = (reading.values(config, model, texts) for model in (first, second))
+    r, number = _closest(x[keep], y[keep])
+    varies = x[keep].std(0) > 0
+    again = compare.resampled_columns(x[:, varies], y[:, number[varies]], documents, keep, seed=config.seed)
+    return out | {"neurons": r[varies], "neurons_draws": np.median(again, 1), "digest": np.array(texts.digest)}
+
+
+def _matched(a, b, live_a, live_b):
+    """[F], cosine of each live row of A with the live row of B that a one-to-one matching gives it; NaN where none."""
+    columns = np.flatnonzero(live_b)
+    cosines = np.asarray(recovery.cosines(a, b))
+    out = np.full(len(cosines), np.nan)
+    if len(columns):
+        pairs = recovery.matching(cosines[:, columns], live_a)
+        out[pairs.latents] = cosines[pairs.latents, columns[pairs.features]]
+    return out
+
+
+def _closest(x, y):
+    """Of each column of x the largest Pearson's r with a column of y, and which."""
+    standard = lambda a: (a - a.mean(0)) / np.where(a.std(0) > 0, a.std(0), np.inf)  # noqa: E731
+    r = standard(x).T @ standard(y) / len(x)
+    return r.max(1), r.argmax(1)
+
+
+def _live(results, name):
+    """[pairs, F], latents of the first of each pair that are on at enough tokens."""
+    return results["on"][results[f"base_{name}"]] >= LEAST
+
+
+def _by_pair(results, name, of="r"):
+    """One array a pair: values of its live latents."""
+    return [values[here] for values, here in zip(results[f"{of}_{name}"], _live(results, name), strict=True)]
+
+
+def draw(results, config):
+    """Histograms of the best correlation, by density, and of matched decoder cosines."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), dpi=110, layout="constrained")
+    bins = np.linspace(0, 1, 41)
+    lines = {name: (np.concatenate(_by_pair(results, name)), colour, 1.6, "-") for name, colour in OTHERS.items()}
+    lines["neurons of another model"] = (results["neurons"], "#e08a3c", 1.2, "-")
+    lines["chance"] = (np.concatenate(_by_pair(results, "another model", "chance")), "0.6", 1.2, ":")
+    for name, (r, colour, width, style) in lines.items():
+        axes[0].hist(r, bins, density=True, histtype="step", lw=width, color=colour, ls=style,
+                     label=f"{name}: median {np.median(r):.2f}")  # fmt: skip
+    top = max(np.histogram(r, bins, density=True)[0].max() for n, (r, *_) in lines.items() if n != "chance")
+    axes[0].set(xlabel="largest correlation of activations", ylabel="density", ylim=(0, 1.35 * top),
+                title=f"latents on at {LEAST} tokens or more")  # fmt: skip
+    axes[0].legend(frameon=False, fontsize=8)
+    for name, colour in OTHERS.items():
+        r = np.concatenate(_by_pair(results, name))
+        on = results["on"][results[f"base_{name}"]]
+        density = np.concatenate([n[here] for n, here in zip(on, _live(results, name), strict=True)]) / results["kept"]
+        edges = np.unique(np.quantile(density, np.linspace(0, 1, 9)))
+        place = np.clip(np.searchsorted(edges, density, side="right") - 1, 0, max(len(edges) - 2, 0))
+        parts = [place == i for i in range(max(len(edges) - 1, 1))]
+        axes[1].plot([np.exp(np.log(density[p]).mean()) for p in parts if p.any()],
+                     [np.median(r[p]) for p in parts if p.any()], "o-", ms=4, lw=1.2, color=colour,
+                     label=name)  # fmt: skip
+    axes[1].set(xscale="log", xlabel="share of tokens on which a latent is on", ylabel="median correlation",
+                ylim=(0, 1.02), title="by how often a latent is on")  # fmt: skip
+    axes[1].legend(frameon=False, fontsize=8)
+    for name in ("another seed", "another kind"):
+        axes[2].hist(np.concatenate(_by_pair(results, name, "cosine")), np.linspace(-0.2, 1, 49), density=True,
+                     histtype="step", lw=1.6, color=OTHERS[name], label=name)  # fmt: skip
+    axes[2].hist(results["cosine_chance"], np.linspace(-0.2, 1, 49), density=True, histtype="step", lw=1.2, color="0.6",
+                 ls=":", label="random directions")  # fmt: skip
+    axes[2].set(xlabel="cosine of decoder rows, matched one to one", ylabel="density", title="directions")
+    axes[2].legend(frameon=False, fontsize=8)
+    plot.plain(axes)
+    figure.suptitle(
+        f"Are the same features found again? {config.kind.d_sae} latents of {config.site}, {config.corpus.kind}"
+    )
+    return {"": figure}
+
+
+def claims(results, config):
+    """Features are shared across models more than neurons are, and more than by chance."""
+    median = {name: np.array([np.median(r) for r in _by_pair(results, name)]) for name in OTHERS}
+    chance = np.array([np.median(r) for r in _by_pair(results, "another model", "chance")])
+    neurons = float(np.median(results["neurons"]))
+    over = lambda x: reading.said(np.percentile(x, 2.5), np.percentile(x, 97.5), "documents")  # noqa: E731
+    ahead = results["draws_another model"] - results["neurons_draws"]
+    mean, low, high = reading.over_seeds(median["another model"])
+    shared = {name: np.array([np.mean(r >= FOUND) for r in _by_pair(results, name)]) for name in OTHERS}
+    by_chance = {name: np.array([np.mean(r >= FOUND) for r in _by_pair(results, name, "chance")]) for name in OTHERS}
+    medians = []
+    for r, on in zip(_by_pair(results, "another seed"), results["on"][results["base_another seed"]], strict=True):
+        density = on[on >= LEAST]
+        rare = density <= np.median(density)
+        medians.append([np.median(r[rare]), np.median(r[~rare]) if (~rare).any() else np.nan])
+    halves = np.array(medians)
+    rise = reading.over_seeds(halves[:, 1] - halves[:, 0])
+    cosines = np.array([np.nanmedian(c) for c in _by_pair(results, "another seed", "cosine")])
+    random = float(np.nanmedian(results["cosine_chance"]))
+    return [
+        Claim("median correlation of a latent with the closest of another model (2 latents a neuron here, 8 in the "
+              "paper)", f"{PAPER}: 0.72", 0.72, mean, 0.15,
+              note=f"{reading.said(low, high, 'pairs of SAEs')}; {over(results['draws_another model'])}; another seed "
+                   f"{median['another seed'].mean():.2f}, another kind {median['another kind'].mean():.2f}"),
+        Claim("median correlation of a neuron with the closest of another model", f"{PAPER}: 0.46", 0.46, neurons, 0.15,
+              note=over(results["neurons_draws"])),
+        Claim("features less neurons: median correlation across models (low end of 95 % over documents)",
+              f"{PAPER}: 0.72 against 0.46", 0.0, float(np.percentile(ahead, 2.5)), 0.0, ">=",
+              note=f"difference {mean - neurons:.3f}; one other model"),
+        Claim("median correlation across models less that by chance (other tokens)", "control", 0.3,
+              float((median["another model"] - chance).mean()), 0.0, ">=", note=f"chance {chance.mean():.3f}"),
+        Claim(f"share of latents found again in another seed (correlation above {FOUND}) less that by chance",
+              "control", 0.2, float((shared["another seed"] - by_chance["another seed"]).mean()), 0.0, ">=",
+              note="; ".join(f"{k} {v.mean():.2f}, chance {by_chance[k].mean():.3f}" for k, v in shared.items())),
+        Claim("another seed: median cosine of decoder rows, matched one to one, less that of random directions",
+              "control", 0.2, float(cosines.mean() - random), 0.0, ">=",
+              note=f"{cosines.mean():.3f} and {random:.3f}"),
+        Claim("frequent latents are found again more often than rare ones (difference of medians by half, low end of "
+              "95 % over pairs of seeds)", "SAEs of several seeds (Paulo and Belrose 2025)", 0.0, rise[1], 0.0, ">=",
+              note=f"rare half {halves[:, 0].mean():.2f}, frequent half {halves[:, 1].mean():.2f}"),
+    ]  # fmt: skip

@@ -1,0 +1,307 @@
+"""Dashboards and steering as commands, on small models made here; the helpers of the four questions by hand."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_language
+import test_lm_files
+import tokenizers
+from flax import nnx
+from scipy import sparse
+from test_language import folder, run  # noqa: F401
+
+from experiments import reading
+from experiments.lm import monosemantic, splitting
+from superpose.dashboard import page, worlds
+from superpose.lm import checkpoints, text
+from superpose.lm.transformer import Config, Transformer
+from superpose.sae import formats
+from superpose.sae.model import SAE, Architecture
+from superpose.train.checkpoint import WorkdirError
+from superpose.worlds import prng
+
+
+def export(path, d=16, F=24, site="resid_post.0", seed=0, **about):
+    """An SAE with random weights and one dead latent, as a SAELens folder."""
+    rng = np.random.default_rng(seed)
+    arch = Architecture(d, F, "relu")
+    params = {n: (rng.normal(size=s) * 0.5).astype(np.float32) for n, s in arch.shapes().items()}
+    params["b_enc"] -= 0.5
+    params["b_enc"][4] = -1e6
+    formats.write_saelens(path, arch, params, formats.Metadata(model="m", site=site, **about))
+    return SAE(arch, params)
+
+
+def certain(explanation, texts):
+    """A judge that always says yes: one half each."""
+    assert explanation
+    return [1.0] * len(texts)
+
+
+@pytest.fixture(scope="module")
+def saes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("saes")
+    export(place / "a")
+    export(place / "b", seed=1, F=30)
+    return place
+
+
+def settings(folder, saes, **changes):  # noqa: F811
+    return {
+        "model": str(folder / "model"), "sae": str(saes / "a"), "corpus.kind": "files",
+        "corpus.path": str(folder / "texts"), "context": 32, **changes,
+    }  # fmt: skip
+
+
+def test_a_page_of_all_features(folder, saes, tmp_path):  # noqa: F811
+    """Numbers, labels, matches, doses, Neuronpedia; a second run reads the codes of the first."""
+    (tmp_path / "labels.json").write_text('{"3": "a <label>"}')
+    of = settings(
+        folder, saes, features=(), tokens=4000, others=(str(saes / "b"),), labels=str(tmp_path / "labels.json"),
+        page=str(tmp_path / "page.html"), neuronpedia=str(tmp_path / "np"), doses=(0.0, 1.0),
+        judge="test_reading:certain",
+    )  # fmt: skip
+    arrays, claims = run("dashboard", tmp_path, **of)
+    html = (tmp_path / "page.html").read_text()
+    found = {int(n): page.unpack(data) for n, data in re.findall(r'id="f(\d+)">([^<]*)<', html)}
+    assert list(found) == list(range(24)) == arrays["latents"].tolist()
+    assert found[3]["name"] == "a <label>"
+    assert found[4]["on"] == 0 and arrays["density"][4] == 0  # noqa: PT018
+    assert claims[0].holds
+    for record in found.values():
+        if record["on"]:
+            assert record["dose"]["strengths"] == [0.0, 1.0]
+            assert record["dose"]["kl"][0] <= record["dose"]["kl"][1]
+            assert record["others"]["b"][1][0] >= record["others"]["b"][1][1]
+    assert np.isfinite(arrays["effect"]).sum() > 15
+    assert np.nanmax(arrays["detection"]) == np.nanmin(arrays["fuzzing"]) == 0.5
+    assert found[3]["why"]["detection"] in (0.5, None)
+    theirs = json.loads((tmp_path / "np" / "3.json").read_text())
+    assert theirs["index"] == "3"
+    assert theirs["frac_nonzero"] == pytest.approx(arrays["density"][3])
+    groups = [g for g in found[3]["groups"] if g[0] not in ("random", "silent")]
+    assert len(theirs["activations"]) == sum(last - first for *_, first, last in groups)
+    parts = sorted((tmp_path / "codes").rglob("*.npy"))
+    before = [p.stat().st_mtime_ns for p in parts]
+    again, _ = run("dashboard", tmp_path, **{**of, "features": (3, 7), "page": str(tmp_path / "two.html")})
+    assert [p.stat().st_mtime_ns for p in parts] == before
+    np.testing.assert_array_equal(again["f1"], arrays["f1"][[3, 7]])
+    two = dict(re.findall(r'id="f(\d+)">([^<]*)<', (tmp_path / "two.html").read_text()))
+    assert page.unpack(two["7"]) == {**found[7]}
+
+
+def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):  # noqa: F811
+    export(tmp_path / "wide", d=20)
+    export(tmp_path / "nowhere", site="resid_post.7")
+    formats.write_saelens(
+        tmp_path / "siteless", Architecture(16, 4, "relu"),
+        {n: np.ones(s, np.float32) for n, s in Architecture(16, 4, "relu").shapes().items()}, formats.Metadata(),
+    )  # fmt: skip
+    (tmp_path / "unknown.json").write_text('{"24": "x"}')
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "empty").mkdir()
+    target = tmp_path / "page.html"
+    for changes, said in (
+        ({"sae": str(tmp_path / "wide")}, "the SAE reads 20 numbers and resid_post.0 has 16"),
+        ({"sae": str(tmp_path / "nowhere")}, "no site"),
+        ({"sae": str(tmp_path / "siteless")}, "does not say of which site it is: give --config.site"),
+        ({"sae": ""}, "name a model and an SAE"),
+        ({"features": (24,)}, "no latent 24: they are 0 to 23"),
+        ({"labels": str(tmp_path / "unknown.json")}, "labels 1 latents that the SAE has not, 24 first"),
+        ({"labels": str(tmp_path / "list.json")}, "must map numbers of latents to labels"),
+        ({"corpus.path": str(tmp_path / "empty")}, "no file|holds no text|is empty"),
+        ({"others": (str(tmp_path / "wide"),)}, "reads 20 numbers, and"),
+        ({"page": str(tmp_path / "page.txt")}, "must end in .html"),
+        ({"judge": "nowhere:at_all"}, "judge 'nowhere:at_all' can't be loaded .*: name it as package.module:function"),
+        ({"judge": "test_reading:Path.nothing"}, "can't be loaded"),
+        ({"judge": "test_reading:__name__"}, "is no function"),
+    ):
+        of = settings(folder, saes, **{"page": str(target), "tokens": 2000, **changes})
+        with pytest.raises(ValueError, match=said) as error:
+            run("dashboard", tmp_path, **of)
+        assert "\n" not in str(error.value)
+        assert not target.exists()
+
+
+def test_a_disk_that_refuses_leaves_the_old_page(folder, saes, tmp_path, monkeypatch):  # noqa: F811
+    of = settings(folder, saes, features=(1,), tokens=2000, page=str(tmp_path / "page.html"), ablations=False)
+    run("dashboard", tmp_path, **of)
+    whole = (tmp_path / "page.html").read_bytes()
+
+    def full(path, data):
+        raise WorkdirError(f"{path} can't be written: no space left")
+
+    monkeypatch.setattr(page, "write_atomically", full)
+    with pytest.raises(WorkdirError, match="no space left"):
+        run("dashboard", tmp_path, **{**of, "features": (1, 2)})
+    assert (tmp_path / "page.html").read_bytes() == whole
+
+
+def test_steering_as_a_command(folder, saes, tmp_path):  # noqa: F811
+    arrays, claims = run(
+        "steer", tmp_path, **settings(folder, saes, features=(1, 3), counts=r"\w+", prompts=("def ", ""))
+    )
+    assert claims[1].holds and claims[1].measured == 0  # noqa: PT018
+    assert 0.3 < claims[0].measured <= 1
+    assert arrays["strengths"].tolist() == [-1, 0, 1, 4]
+    assert arrays["texts"].shape == (4, 2, 2)
+    assert (arrays["units"] > 0).all()
+    assert ((arrays["text_share"] >= 0) & (arrays["text_share"] <= 1)).all()
+    for name in ("random", "opposite", "shuffled", "other"):
+        assert np.isfinite(arrays[f"{name}_kl"]).all()
+    scaled, _ = run("steer", tmp_path, **settings(folder, saes, features=(1,), rule="scale", strengths=(0.0, 1.0, 3.0)))
+    assert scaled["feature_kl"][1] == pytest.approx(0, abs=1e-6)  # times 1
+    assert scaled["feature_kl"][2] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rule": "push"}, "unknown rule 'push'"),
+        ({"rule": "ablate"}, "take --config.rule=scale"),
+        ({"where": "there"}, "unknown place 'there'"),
+        ({"features": (99,)}, "no latent 99"),
+        ({"features": (4,)}, "latent 4 is silent on all of these texts"),
+        ({"strengths": (1e36,)}, "must be finite and below|take smaller strengths"),
+        ({"counts": "("}, "is no regular expression"),
+    ],
+)
+def test_steering_that_can_t_be_gets_one_sentence(folder, saes, tmp_path, changes, said):  # noqa: F811
+    with pytest.raises(ValueError, match=said) as error:
+        run("steer", tmp_path, **settings(folder, saes, **{"features": (1,), **changes}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.ci
+def test_a_hugging_face_folder_with_an_sae_that_knows_folded_norms(tmp_path):
+    """Its SAE's file says that its model's norms were folded and its writes centred: latents then see that model."""
+    place = test_lm_files.folder(
+        tmp_path / "m", change=lambda t: t.update({"model.norm.weight": 2 * t["model.norm.weight"]})
+    )
+    letters = " abcdefghijklmnopqrstuv"
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"?": 0, **{c: i + 1 for i, c in enumerate(letters)}}, "?")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.save(str(place / "tokenizer.json"))
+    (tmp_path / "texts.txt").write_text("a man and a plan\nbeside a canal\n" * 60)
+    of = {
+        "model": str(place),
+        "corpus.path": str(tmp_path / "texts.txt"),
+        "context": 32,
+        "tokens": 1500,
+        "features": (1, 2),
+    }
+    processed = {"fold_ln": True, "device": "cpu"}
+    one = export(tmp_path / "sae", site="mlp_in.1", weight_processing=processed)
+    arrays, _ = run("dashboard", tmp_path, **of, sae=str(tmp_path / "sae"), page=str(tmp_path / "page.html"))
+    model = checkpoints.fold_norms(checkpoints.read(place))
+    contexts = text.contexts(text.from_files(tmp_path / "texts.txt"), text.read_tokenizer(place, 24), 32, tokens=1500)
+    x = model(contexts.tokens, capture=["mlp_in.1"]).captured["mlp_in.1"]
+    acts = np.where(contexts.mask[..., None], one.encode(x), 0)
+    np.testing.assert_allclose(arrays["max"], acts.max((0, 1))[[1, 2]], rtol=1e-3)
+    plain = checkpoints.read(place)(contexts.tokens, capture=["mlp_in.1"]).captured["mlp_in.1"]
+    assert float(np.abs(plain - x).max()) > 1e-2  # the two models differ there
+
+
+@test_language.real
+@pytest.mark.ci
+def test_a_page_of_the_stories_model(tmp_path):
+    data = Path(os.environ["SUPERPOSE_TEST_DATA"])
+    export(tmp_path / "sae", d=64, F=32, site="resid_post.2")
+    of = {"model": str(data / "stories260K.bin"), "sae": str(tmp_path / "sae"), "context": 64, "tokens": 3000,
+          "corpus.path": str(data / "tinystories_sample.txt"), "corpus.separator": "<|endoftext|>"}  # fmt: skip
+    arrays, _ = run("dashboard", tmp_path, **of, features=(0, 1, 2), page=str(tmp_path / "page.html"))
+    assert (arrays["density"] > 0).all()
+    assert np.isfinite(arrays["effect"]).all()
+    arrays, _ = run("steer", tmp_path, **{**of, "tokens": 12}, features=(1,), judged=8, prompts=("Once upon a time",))
+    assert arrays["feature_kl"][-1] > 0
+
+
+# --- worlds whose truth is known --------------------------------------------------------------------------------------
+
+
+def test_latents_of_a_world_are_held_against_their_generator():
+    rng = np.random.default_rng(0)
+    features = np.where(rng.random((500, 6)) < 0.3, rng.uniform(0.1, 1, (500, 6)), 0).astype(np.float32)
+    directions = np.eye(6, dtype=np.float32)
+    arch = Architecture(6, 6, "relu")
+    params = {n: np.zeros(s, np.float32) for n, s in arch.shapes().items()}
+    params["W_enc"], params["W_dec"] = directions.copy(), directions.copy()
+    params["b_enc"][2] = -0.4  # on at fewer samples than its generator
+    found = list(worlds.records(SAE(arch, params), features, features, directions, range(6)))
+    for j, record in enumerate(found):
+        assert record["confusion"]["closest generator"] == f"g{j}"
+        assert record["confusion"]["precision"] == 1
+        assert sum(record["confusion"][n] for n in ("both on", "latent alone", "generator alone", "both off")) == 500
+    want = (features[:, 2] > 0.4).sum() / (features[:, 2] > 0).sum()
+    assert found[2]["confusion"]["recall"] == pytest.approx(want, abs=1e-4)
+    e = found[0]["examples"]
+    words = worlds.pieces(6)
+    for row, ids in zip(e["document"], e["ids"], strict=True):
+        said = [words[i].decode().split(":") for i in ids if words[i] != b"(off) "]
+        assert (words[ids[0]] == b"(off) ") == (not features[row, 0])
+        assert {int(g[1:]) for g, _ in said} == set(np.flatnonzero(features[row]))
+        for g, value in said:
+            true = features[row, int(g[1:])] / features[:, int(g[1:])].max()
+            assert float(value) == pytest.approx(true, abs=0.0501)
+    with pytest.raises(ValueError, match="they are of another world"):
+        next(worlds.records(SAE(arch, params), features[:, :5], features, directions[:, :5], range(6)))
+    with pytest.raises(ValueError, match="no latent 6"):
+        next(worlds.records(SAE(arch, params), features, features, directions, [6]))
+
+
+# --- the four questions -----------------------------------------------------------------------------------------------
+
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere():
+    model = Transformer(Config(vocab=30, d_model=12, layers=1, heads=3, d_head=4, d_mlp=16, context=10), nnx.Rngs(1))
+    old, new = (checkpoints.weights(m) for m in (model, monosemantic.shuffled(model, prng.key(0))))
+    assert old.keys() == new.keys()
+    for name, x in old.items():
+        assert x.shape == new[name].shape
+        np.testing.assert_array_equal(np.sort(x.ravel()), np.sort(new[name].ravel()))
+    assert not np.array_equal(old["W_E"], new["W_E"])
+    assert not np.array_equal(np.sort(old["W_E"], 0), np.sort(new["W_E"], 0))  # not within rows or columns alone
+
+
+def test_intervals_over_seeds():
+    mean, low, high = reading.over_seeds(np.array([1.0, 2.0, 3.0]))
+    assert (mean, high - mean) == (2.0, pytest.approx(4.303 / np.sqrt(3), abs=1e-3))  # Student's t, two degrees
+    assert mean - low == pytest.approx(high - mean)
+    mean, low, high = reading.over_seeds(np.array([5.0]))
+    assert mean == 5
+    assert np.isnan([low, high]).all()
+    assert reading.said(low, high) == "one seed, no interval"
+
+
+def test_nested_labels_and_what_absorbs_the_parent():
+    rng = np.random.default_rng(0)
+    N = 8000
+    parent = rng.random(N) < 0.4
+    child = parent & (rng.random(N) < 0.2)
+    other = rng.random(N) < 0.3
+    y = np.stack([child, parent, other], 1)
+    assert splitting._nested(y) == [(0, 1)]
+    fit = np.arange(N) % 2 == 0
+    whole, hole = parent.astype(float), (parent & ~child).astype(float)
+    for latent, want in ((whole, 0.0), (hole, 1.0)):
+        units = sparse.csc_array(np.stack([other * (rng.random(N) < 0.5), latent, child], 1).astype(float))
+        found = splitting._absorbed(units, y, fit, ~fit, [(0, 1)])
+        assert found["gap"] == pytest.approx([want])
+        assert found["instead"] == pytest.approx([want])
+        n, k = (parent & fit).sum(), (child & fit).sum()
+        assert found["knows"] == pytest.approx([1.0 if want == 0 else 2 * (n - k) / (2 * n - k)])
+    known = splitting._known({f"{name}_{size}": np.array([values]) for size in ("small", "large") for name, values in
+                              (("knows", [0.6, 0.4, 0.9]), ("gap", [0.1, 0.1, np.nan]))})  # fmt: skip
+    assert known.tolist() == [True, False, False]
+
+
+def test_a_question_needs_its_model(tmp_path):
+    for base, said in ((tmp_path / "nowhere", "holds no model: run the experiment that makes it first"),):
+        with pytest.raises(ValueError, match=said):
+            run("predictable", tmp_path, base=str(base))
