@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-stories test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-reading reproduce-stories test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -54,6 +54,7 @@ $(READY): requirements.txt requirements-dev.txt
 peers: $(PEERS)/.ready ## make the environment of the libraries that benchmarks compare with
 $(PEERS)/.ready: requirements-peers.txt
 	$(call environment,$(PEERS),-r requirements-peers.txt)
+	@$(PEERS)/bin/python -m pip install -q --no-deps sae-dashboard==0.8.0  # it asks for older versions of the peers above
 	@$(PEERS)/bin/python -m pip uninstall -q -y torchvision  # a build for another torch, which breaks the peers' imports
 
 # ---- what one does with them
@@ -86,6 +87,18 @@ reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer
 	$(PY) -m experiments.run --config=configs/lm/small.py
 	$(PY) -m experiments.ledger
 
+reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm
+	$(PY) -m experiments.run --config=configs/lm/monosemantic.py
+	$(PY) -m experiments.run --config=configs/lm/monosemantic.py:scripts
+	$(PY) -m experiments.run --config=configs/lm/universality.py
+	$(PY) -m experiments.run --config=configs/lm/universality.py:scripts
+	$(PY) -m experiments.run --config=configs/lm/splitting.py
+	$(PY) -m experiments.run --config=configs/lm/splitting.py:scripts
+	$(PY) -m experiments.run --config=configs/lm/predictable.py
+	$(PY) -m experiments.run --config=configs/lm/predictable.py:scripts
+	$(PY) -m experiments.run --config=configs/sae/world_page.py
+	$(PY) -m experiments.ledger
+
 reproduce-stories: $(READY) ## the same for llama2.c's stories260K.bin, which lies here with tok512.bin
 	$(PY) -m experiments.run --config=configs/lm/stories.py
 	$(PY) -m experiments.ledger
@@ -109,6 +122,7 @@ bench: $(READY) $(PEERS)/.ready ## time the library side by side with its peers
 	$(PY) -m benchmarks.toy
 	$(PY) -m benchmarks.sae
 	$(PY) -m benchmarks.lm
+	$(PY) -m benchmarks.dashboard
 
 clean: ## remove runs/ (checkpoints and logs); figures/ stays
 	rm -rf runs
