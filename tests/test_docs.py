@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -13,6 +14,8 @@ from experiments.results import ROOT
 from superpose.lm import checkpoints, text
 from superpose.lm.python_source import python_source
 from superpose.lm.transformer import Config, Transformer
+from superpose.sae import formats
+from superpose.sae.model import Architecture
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -61,14 +64,19 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
     assert len(lines(sae)) <= 15
     (lm, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "language_models.md").read_text(), re.DOTALL)
     assert len(lines(lm)) <= 15
-    assert "absl" not in journey + sae + lm
+    (_, reading) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reading.md").read_text(), re.DOTALL)
+    assert len(lines(reading)) <= 15
+    assert "absl" not in journey + sae + lm + reading
     assert "config" not in journey
 
 
 @pytest.mark.ci
 def test_commands_run(tmp_path, made_up):
     files = {"MODEL": made_up / "my_model", "TEXTS": made_up / "my_texts", "HELD": made_up / "held"}
-    files["STORE"] = tmp_path / "store"
+    files |= {"STORE": tmp_path / "store", "features.html": tmp_path / "features.html", "SAE": tmp_path / "sae"}
+    arch, rng = Architecture(16, 24, "relu"), np.random.default_rng(0)
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in arch.shapes().items()}
+    formats.write_saelens(files["SAE"], arch, params, formats.Metadata(model="my_model", site="resid_post.0"))
     commands = [
         shlex.split(line)
         for page in PAGES

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.results import ROOT
 
-WINGS = {"superpose.toy", "superpose.sae", "superpose.lm", "superpose.interp"}
+WINGS = {"superpose.toy", "superpose.sae", "superpose.lm", "superpose.interp", "superpose.dashboard"}
 NEVER = {
     "superpose": {"experiments", "configs", "benchmarks", "absl", "ml_collections"},
     "superpose/worlds": {"superpose.train", "superpose.plot", "superpose.files", *WINGS},
@@ -17,7 +17,8 @@ NEVER = {
     "superpose/toy": {"superpose.plot", *WINGS - {"superpose.toy"}},
     "superpose/sae": {"superpose.plot", *WINGS - {"superpose.sae"}},
     "superpose/lm": {"superpose.plot", "superpose.worlds", *WINGS - {"superpose.lm"}},
-    "superpose/interp": {"superpose.plot", "superpose.toy"},
+    "superpose/interp": {"superpose.plot", "superpose.toy", "superpose.dashboard"},
+    "superpose/dashboard": {"superpose.plot", "superpose.toy", "superpose.worlds"},
     "superpose/plot.py": {"superpose.worlds", "superpose.train", "superpose.files", "jax", *WINGS},
     "superpose/files.py": {"superpose", "jax"},
     "experiments/toy": {"absl", "ml_collections"},
@@ -26,6 +27,7 @@ NEVER = {
     "experiments/kinds.py": {"absl", "ml_collections", "matplotlib"},
     "experiments/language.py": {"absl", "ml_collections", "matplotlib"},
     "experiments/latents.py": {"absl", "ml_collections", "matplotlib"},
+    "experiments/reading.py": {"absl", "ml_collections", "matplotlib"},
     "benchmarks": {"absl", "ml_collections", "configs"},
 }
 """Part of the house -> what it may not import."""

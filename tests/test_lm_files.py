@@ -234,7 +234,7 @@ assert losses[0][-1] < losses[0][0]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_model_split_over_devices_says_the_same(tmp_path):
     place = folder(tmp_path / "m", parts=2)
     environment = os.environ | {
