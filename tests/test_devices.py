@@ -11,6 +11,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NEAR = 1e-5
+pytestmark = pytest.mark.ci  # the processes with eight devices take a minute
 
 
 def on_eight(*command):
@@ -52,7 +53,6 @@ def test_features_and_members_over_a_mesh(eight):
     assert eight["features"]["moved"] > 1000 * NEAR
 
 
-@pytest.mark.ci
 def test_latents_of_saes_over_a_mesh():
     """Selection over split latents (top-k of a batch, thresholds, resampling) trains as on one device."""
     for found in on_eight("sae_script.py", "devices").values():
@@ -95,7 +95,6 @@ def test_why_fit_switches_check_vma_off(eight):
     assert plain["True"] == [sum(right)] * 8
 
 
-@pytest.mark.ci
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores to leave one out")
 def test_a_thousand_steps_on_one_core_and_on_all(tmp_path):
     """One device with one thread against one with all."""

@@ -141,6 +141,7 @@ def test_a_disk_that_refuses_leaves_the_old_page(folder, saes, tmp_path, monkeyp
     assert (tmp_path / "page.html").read_bytes() == whole
 
 
+@pytest.mark.ci
 def test_steering_as_a_command(folder, saes, tmp_path):  # noqa: F811
     arrays, claims = run(
         "steer", tmp_path, **settings(folder, saes, features=(1, 3), counts=r"\w+", prompts=("def ", ""))

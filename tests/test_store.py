@@ -380,7 +380,7 @@ print(len(Store({path!r})))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="two processes can't share a GPU's collectives")
 def test_two_hosts_make_the_store_of_one(tmp_path):
     t = texts(50)
