@@ -27,8 +27,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = model(d_model=128, layers=4, heads=4, d_head=32, d_mlp=352)
     c.lm = ConfigDict()
     c.lm.batch = 16  # contexts per step
-    c.lm.steps = 4000
-    c.lm.log_every = 200
+    c.lm.steps = 1500
+    c.lm.log_every = 100
     c.lm.recipe = recipe(optimizer="adamw", lr=3e-3, warmup=200, schedule="cosine", clip_norm=1.0, weight_decay=0.01)
     c.judged = 1600  # held-out contexts for the loss by position
     c.written = 4  # samples

@@ -49,8 +49,8 @@ def draw(results, config):
         label: (np.stack([results[f"{kind}_{part}"][at] for part in ("f1", "low", "high")], 1), f"C{k}")
         for k, (kind, label) in enumerate(KINDS.items())
     })  # fmt: skip
-    ax.set(ylim=(0, 1.02), ylabel="F1 on the other half", title="a token of the script (95 % over documents)")
-    ax.legend(fontsize=8, ncols=5, loc="lower center", framealpha=0.95)
+    ax.set(ylim=(0, 1.12), ylabel="F1 on the other half", title="a token of the script (95 % over documents)")
+    ax.legend(fontsize=8, ncols=5, loc="upper center", frameon=False)
     ax2 = figure.add_subplot(grid[1, 0])
     for i, name in enumerate(WRITTEN):
         hits, tokens = results["bin_hits"][i], results["bin_tokens"][i]
