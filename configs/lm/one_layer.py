@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "quick":
         c.corpus = corpus(kind="python source", modules=("argparse", "json", "tokenize", "inspect", "email", "logging"))
-        c.vocab, c.hold, c.context, c.generation, c.judged = 600, 4, 64, 256, 400
-        c.lm.steps, c.lm.log_every, c.steps, c.batch, c.widths = 300, 50, 300, 1024, (256, 512)
+        c.vocab, c.hold, c.context, c.generation, c.judged = 600, 4, 64, 256, 300
+        c.lm.steps, c.lm.log_every, c.steps, c.batch, c.widths = 240, 40, 160, 1024, (256, 512)
         c.kind.warmup = 0
     return c
