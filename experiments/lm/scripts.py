@@ -31,6 +31,9 @@ def run(config, key, workdir):
         config, found.model, found.texts, config.site, {"latent": widest, "neuron": None, "random": directions},
         sides=("neuron", "random"),
     )  # fmt: skip
+    claimed = [list(found.texts.corpus.labels).index(name) for name in CLAIMED]
+    draws = {name: out.pop(f"{name}_draws") for name in ("latent", "neuron", "random")}  # 1,000 of every label: large
+    out["gain_draws"] = draws["latent"][:, claimed] - draws["neuron"][:, claimed]
     units = [int(out["latent_unit"][list(found.texts.corpus.labels).index(name)]) for name in WRITTEN]
     return out | latents.by_bin(config, found.model, found.texts, config.site, widest, units, WRITTEN)
 
@@ -81,8 +84,7 @@ def claims(results, config):
     out = []
     for name in CLAIMED:
         at = _place(results, name)
-        draws = results["latent_draws"][:, at] - results["neuron_draws"][:, at]
-        low, high = np.percentile(draws, (2.5, 97.5))
+        low, high = np.percentile(results["gain_draws"][:, CLAIMED.index(name)], (2.5, 97.5))
         others = {k: float(results[f"{k}_f1"][at]) for k in KINDS if k != "latent"}
         f1 = float(results["latent_f1"][at])
         said = ", ".join(f"{KINDS[k]} {v:.2f}" for k, v in others.items())
