@@ -175,6 +175,27 @@ def test_planted_units_are_found_and_scored_on_the_other_half():
     assert labels.best_units(stream).unit[1] != 4
 
 
+def test_few_values_above_zero_are_counted_alike(monkeypatch):
+    _, x, y, documents, tokens = planted()
+    x = np.where(np.random.default_rng(5).random(x.shape) < 0.03, x, 0)
+    x[documents == 3] = 0  # a batch without a single one
+    assert 0 < (x > 0).mean() < labels.DENSE
+
+    def stream():
+        return iter([Batch(x[i : i + 300], y[i : i + 300], documents[i : i + 300], tokens[:300])
+                     for i in range(0, len(x), 300)])  # fmt: skip
+
+    found = labels.best_units(stream)
+    monkeypatch.setattr(labels, "_count", None)
+    again = labels.best_units(stream)  # without what counts all values
+    monkeypatch.undo()
+    monkeypatch.setattr(labels, "DENSE", -1.0)
+    whole = labels.best_units(stream)
+    for part in labels.Best._fields:
+        np.testing.assert_allclose(getattr(found, part), getattr(whole, part), rtol=1e-6, err_msg=part)
+        np.testing.assert_array_equal(getattr(found, part), getattr(again, part))
+
+
 def test_the_best_by_f1_need_not_be_the_best_by_correlation():
     """Unit 0 tells the label without fail, by values of a heavy tail; unit 1 errs, and varies with it."""
     rng = np.random.default_rng(0)

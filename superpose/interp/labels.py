@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import sparse
 
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Thresholds, of a unit's largest value."""
@@ -59,6 +60,36 @@ class Best(NamedTuple):
 def first_half(documents: Any) -> np.ndarray:
     """Which documents detectors are chosen on: those of even number."""
     return np.asarray(documents) % 2 == 0
+
+
+DENSE = 0.05
+"""Where more than this share of the values is above 0, they are counted as a whole, else as a sparse matrix."""
+
+
+def _sparse(place: Any, places: int, weights: Any, token: Any, y: Any) -> np.ndarray:
+    """[places, L]: sums over entries of weight times the labels of their token."""
+    return sparse.csr_array((weights, (place, token)), shape=(places, len(y))) @ y
+
+
+def _tally(values: Any, labels: Any, half: Any, thresholds: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """Over the tokens in the first half: true positives [Q, U, L] and positives [Q, U] of value > threshold [Q, U], and
+    sums of x and x^2 [U] and of x y [U, L]."""
+    x = np.asarray(values)[half]
+    flat = np.flatnonzero(x)
+    if len(flat) > DENSE * x.size or x.min(initial=0) < 0 or np.any(thresholds < 0):
+        whole, carried = jnp.asarray(values), jnp.asarray(labels)
+        found = _count(jnp.where(half[:, None], whole, -jnp.inf), carried & half[:, None], thresholds)
+        return *found, _moments(jnp.where(half[:, None], whole, 0.0), carried)
+    y, (levels, units) = np.asarray(labels)[half].astype(np.float32), thresholds.shape
+    token, unit = np.divmod(flat, units)
+    x = x.ravel()[flat]
+    passed = (x > thresholds[:, unit]).sum(0)  # a unit's thresholds ascend from 0: those below x are the first ones
+    place, ones = (passed - 1) * units + unit, np.ones(len(x), np.float32)
+    hits = _sparse(place, levels * units, ones, token, y).reshape(levels, units, -1)
+    fires = np.bincount(place, minlength=levels * units).reshape(levels, units)
+    moments = (np.bincount(unit, x, units), np.bincount(unit, x * x, units), _sparse(unit, units, x, token, y))
+    above = lambda counts: np.cumsum(counts[::-1], 0)[::-1]  # noqa: E731
+    return above(hits), above(fires), moments
 
 
 @jax.jit
@@ -122,11 +153,9 @@ def best_units(stream: Callable[[], Iterable[Batch]], *, sides: bool = False, dr
     count = 0
     for batch in stream():
         half = first_half(batch.documents)
-        values, labels = jnp.asarray(batch.values), jnp.asarray(batch.labels)
-        found = _moments(jnp.where(half[:, None], values, 0.0), labels)
-        sums = [total + np.asarray(part, np.float64) for total, part in zip(sums, found, strict=True)]
-        found = _count(jnp.where(half[:, None], values, -jnp.inf), labels & half[:, None], thresholds)
-        hits, fires = hits + np.asarray(found[0], np.float64), fires + np.asarray(found[1], np.float64)
+        true, positive, moments = _tally(batch.values, batch.labels, half, thresholds)
+        sums = [total + np.asarray(part, np.float64) for total, part in zip(sums, moments, strict=True)]
+        hits, fires = hits + np.asarray(true, np.float64), fires + np.asarray(positive, np.float64)
         carries, count = carries + np.asarray(batch.labels)[half].sum(0), count + int(half.sum())
     above = _f1(hits, fires[..., None], carries)
     scores = above[None]
@@ -210,8 +239,8 @@ def by_token(stream: Callable[[], Iterable[Batch]], vocab: int, *, draws: int = 
         half = first_half(batch.documents)
         ids, y = np.asarray(batch.tokens)[half], np.asarray(batch.labels)[half]
         carried = np.zeros((vocab, y.shape[1])) if carried is None else carried
-        np.add.at(seen, ids, 1)
-        np.add.at(carried, ids, y)
+        seen += np.bincount(ids, minlength=vocab)
+        carried += _sparse(ids, vocab, np.ones(len(ids)), np.arange(len(ids)), y.astype(np.float64))
     if carried is None:
         raise ValueError("there is no text to choose on")
     share = carried / np.maximum(seen, 1)[:, None]

@@ -412,14 +412,16 @@ def token_labels(encoded: Encoded, spans: Sequence[Span], labels: int) -> UInt8[
     >>> np.unpackbits(found, axis=1, count=2).tolist()
     [[0, 1], [0, 1]]
     """
-    out = np.zeros((len(encoded.ids), labels), bool)
-    # starts and ends ascend; a token of no characters (an added space) carries none
-    ascending = np.maximum.accumulate(encoded.ends) if len(encoded.ends) else encoded.ends
-    for start, end, label in spans:
-        first = np.searchsorted(ascending, start, side="right")
-        last = np.searchsorted(encoded.starts, end, side="left")
-        out[first:last, label] |= encoded.ends[first:last] > np.maximum(encoded.starts[first:last], start)
-    return np.packbits(out, axis=1)
+    carried = np.zeros((len(encoded.ids) + 1, labels), np.int32)
+    if len(encoded.ids) and len(spans):
+        # starts and ends ascend; a token of no characters (an added space) carries none
+        start, end, label = np.array(spans).T
+        first = np.searchsorted(np.maximum.accumulate(encoded.ends), start, side="right")
+        last = np.maximum(np.searchsorted(encoded.starts, end, side="left"), first)
+        np.add.at(carried, (first, label), 1)
+        np.add.at(carried, (last, label), -1)
+    open_spans = np.cumsum(carried, 0, out=carried)[:-1]
+    return np.packbits((open_spans > 0) & (encoded.ends > encoded.starts)[:, None], axis=1)
 
 
 def contexts(
