@@ -49,7 +49,7 @@ def _corpus(c: Any) -> text.Corpus:
             return python_source.python_source(modules)
         case "scripts":
             check.whole(c, "documents")
-            return scripts.scripts(c.documents, c.seed)
+            return scripts.scripts(c.documents, c.seed, tuple(c.get("rare", ())), c.get("weight", 1.0))
         case "files":
             return text.from_files(c.path, c.pattern, c.separator)
         case "dataset":

@@ -339,6 +339,22 @@ def test_a_document_is_a_function_of_seed_and_number():
     assert scripts.scripts(3, 1).digest() != scripts.scripts(3, 2).digest()
 
 
+def test_rare_scripts_are_rare_and_the_others_alike():
+    def share(corpus, name):
+        label = corpus.labels.index(name)
+        written = [sum(s.end - s.start for s in d.spans() if s.label == label) / len(d.text) for d in corpus.read()]
+        return np.mean(written)
+
+    plain, rare = scripts.scripts(300), scripts.scripts(300, rare=("Arabic", "Hebrew"), weight=0.1)
+    assert share(rare, "Arabic") < 0.25 * share(plain, "Arabic")
+    assert share(rare, "Greek") > 0.9 * share(plain, "Greek")
+    assert "rare=Arabic, Hebrew, weight=0.1" in rare.name
+    with pytest.raises(ValueError, match="there is no script 'Elvish': they are Latin"):
+        scripts.scripts(3, rare=("Elvish",))
+    with pytest.raises(ValueError, match="must be a number above 0, got 0"):
+        scripts.scripts(3, rare=("Greek",), weight=0)
+
+
 def test_bytes_are_shared_between_scripts(byte_level):
     """A continuation byte that stands in words of two scripts is one token in both; lead bytes are a script's own."""
     held = {}
