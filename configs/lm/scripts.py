@@ -6,9 +6,9 @@ Command: python -m experiments.run --config=configs/lm/scripts.py   (also :quick
 Expected: the paper's Arabic latent is 81 % precise when on and 98 % above activation 5. Time: REPRODUCTION.md.
 The corpus is made up: words of each script's own syllables by Zipf's law, small grammars, hexadecimal, base64, DNA,
 numbers and code between them, several scripts in each document. Arabic and Hebrew are rare, as they are on the web (in
-the paper Arabic is 0.13 % of the tokens; where all ten scripts were alike, a tenth of the text each, neurons had room for
-them and latents shared them: the claims failed in a full run). The vocabulary is small, so that most tokens are bytes or
-short pieces that scripts share.
+the paper Arabic is 0.13 % of the tokens; where all ten scripts were alike, a tenth of the text each, neurons had room
+for them and latents shared them: the claims failed in a full run). The vocabulary is small, so that most tokens are
+bytes or short pieces that scripts share.
 """
 
 from ml_collections import ConfigDict
