@@ -84,6 +84,7 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes 30 to 50 minutes, all an estimated two hours)
 	$(PY) -m experiments.run --config=configs/lm/one_layer.py
 	$(PY) -m experiments.run --config=configs/lm/scripts.py
+	$(PY) -m experiments.run --config=configs/lm/scripts.py:rare
 	$(PY) -m experiments.run --config=configs/lm/small.py
 	$(PY) -m experiments.ledger
 

@@ -74,7 +74,7 @@ TINY |= {
 """Two steps of each experiment; a config that is not listed here fails the test below."""
 FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories", "steer", "dashboard"}
 """Configs that need files: tests/test_language.py and tests/test_reading.py run them."""
-SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k"} | {
+SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k", "scripts:full": "rare"} | {
     f"{name}:{variant}": run
     for name, run in (("monosemantic", "quick"), ("universality", "scripts"), ("splitting", "quick"),
                       ("predictable", "scripts"))
@@ -83,7 +83,7 @@ SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k"} | {
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
-NOT_RUN = {"synth_benchmark:16k", "small:full", *(f"{name}:full" for name in FILES - {"stories"}),
+NOT_RUN = {"synth_benchmark:16k", "small:full", "scripts:rare", *(f"{name}:full" for name in FILES - {"stories"}),
            *(f"{name}:{variant}" for name in ("monosemantic", "universality", "splitting", "predictable")
              for variant in ("full", "scripts")), "world_page:full"}  # fmt: skip
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
