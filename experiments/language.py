@@ -125,6 +125,7 @@ def trained(c: Any, texts: Texts, key: jax.Array, workdir: Path) -> tuple[Transf
         "lm_untrained": np.asarray(objective.mean_loss(untrained, texts.held)),
         "unigram": np.asarray(unigram(texts)),
     }  # fmt: skip
+    say(f"held-out loss {losses['lm_held']:.3f} nats; of token frequencies {losses['unigram']:.3f}")
     return model, losses
 
 

@@ -301,9 +301,11 @@ def study(config: Any, key: jax.Array, workdir: Any) -> Study:
     out |= {k: v for k, v in found.items() if k.startswith("control_") and k != "control_draws"}
     l0 = float(scores(config, untrained, texts, config.site, control)["l0"][0])
     out |= {f"control_{k}": v for k, v in spliced(config, untrained, texts, config.site, control, l0).items()}
+    written = language.sample(model, texts, text_key)
+    say(f"the language model writes {written[0]!r}")
     out |= {
         "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "names": np.array(names),
-        "written": np.array(language.sample(model, texts, text_key)),
+        "written": np.array(written),
         "sizes": np.array([texts.train.lengths.sum(), texts.held.lengths.sum(), len(texts.train.names)]),
     }  # fmt: skip
     return Study(texts, model, saes, names, out)

@@ -71,11 +71,16 @@ def store(folder, tmp_path_factory):
 SMALL = {"batch": 64, "steps": 60, "log_every": 20, "kind.d_sae": 40, "kind.k": 4, "kind.sweep.k": (2, 4), "judged": 40}
 
 
-def test_harvest_keeps_every_row_and_says_so(store):
+def test_harvest_keeps_every_row_and_says_so(folder, store):
     (arrays, claims), place = store
     assert [c.text for c in claims if not c.holds] == []
     assert len(claims) == 3
     assert sorted(Store(place).manifest.sites) == ["mlp_in.1", "mlp_out.1", "resid_post.0", "resid_post.1"]
+    facts, texts = Store(place).manifest.facts, text.from_files(folder / "texts")
+    assert facts["corpus_digest"] == str(arrays["digest"]) == texts.digest()
+    assert (facts["model"], facts["weights"]) == ("model", checkpoints.digest(folder / "model"))
+    assert facts["tokenizer"] == text.read_tokenizer(folder / "model").digest()
+    assert facts["code"]
     assert arrays["planned_rows"] >= arrays["written"] > 5000
 
 
@@ -95,6 +100,7 @@ def test_saes_are_trained_exported_and_spliced_in(folder, store, tmp_path):
     kl = dict(zip(names, arrays["fidelity_kl"][:, 0], strict=True))
     assert kl["clean"] == 0
     assert kl["SAE 1"] < kl["zero"]
+    assert arrays["texts_harvested"]
     back = formats.read(tmp_path / "export" / "1")
     assert (back.metadata.site, back.metadata.model, back.metadata.context) == ("resid_post.0", "model", 32)
     assert back.arch.d_sae == 40
@@ -105,8 +111,10 @@ def test_transcoders_and_crosscoders(folder, store, tmp_path):
     corpus = {"model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts")}
     across = {"reads": "mlp_in.1", "sites": ("mlp_out.1",)}
     (tmp_path / "t").mkdir()
-    arrays, _ = run("sae_transcoder", tmp_path / "t", store=str(store[1]), **across, **corpus, **SMALL)
+    hooks = {"reads": "mlp_in.1", "sites": ("blocks.1.hook_mlp_out",)}  # as TransformerLens says it
+    arrays, _ = run("sae_transcoder", tmp_path / "t", store=str(store[1]), **hooks, **corpus, **SMALL)
     assert "SAE 0" in list(arrays["fidelity_names"])
+    assert formats.read(tmp_path / "t" / "export" / "0").metadata.site_out == "mlp_out.1"
     with pytest.raises(ValueError, match=r"leave kind\.scale=none"):
         run("sae", tmp_path, store=str(store[1]), **across, **SMALL)
     (tmp_path / "c").mkdir()
@@ -164,6 +172,10 @@ def test_saes_straight_from_the_model(folder, tmp_path):
     (tmp_path / "t").mkdir()
     arrays, _ = run("sae_transcoder", tmp_path / "t", **live, reads="mlp_in.1", sites=("mlp_out.1",))
     assert "SAE 0" in list(arrays["fidelity_names"])
+    (tmp_path / "m").mkdir()
+    arrays, _ = run("sae_mlp", tmp_path / "m", **live)
+    assert "SAE 1" in list(arrays["fidelity_names"])
+    assert formats.read(tmp_path / "m" / "export" / "1").arch.d_in == 32
     (tmp_path / "c").mkdir()
     arrays, _ = run("sae_crosscoder", tmp_path / "c", **live)
     assert (arrays["explained_variance"] > 0).all()
@@ -260,6 +272,59 @@ def test_token_frequencies_are_a_loss(folder):
     found = text.contexts(text.from_files(folder / "texts"), tokenizer, 32)
     texts = language.Texts(text.from_files(folder / "texts"), "", tokenizer, found, found)
     assert 0 < language.unigram(texts) < np.log(320)
+
+
+def study():
+    """A config of latents.study's parts on three modules, an untrained model, and its texts."""
+    c = importlib.import_module("configs.lm.one_layer").get_config("quick")
+    c.update_from_flattened_dict({
+        "corpus.modules": ("json", "bisect", "queue"), "vocab": 320, "context": 32, "judged": 50, "passes": 8,
+        "model.d_model": 16, "model.d_head": 4, "model.d_mlp": 24, "steps": 6, "log_every": 3, "batch": 64,
+        "hold": 3, "generation": 32, "kind.d_sae": 20, "kind.k": 3,
+    })  # fmt: skip
+    return c
+
+
+def test_rows_stand_beside_their_labels(tmp_path):
+    c = study()
+    texts = language.texts(c, tmp_path, labels=True)
+    model = Transformer(language.architecture(c, 320), nnx.Rngs(0))
+    batches = list(latents._labelled(c, model, texts, "embed", None)())
+    tokens = np.concatenate([b.tokens for b in batches])
+    np.testing.assert_allclose(np.concatenate([b.values for b in batches]), np.asarray(model.W_E[...])[tokens])
+    said = {d.name: d for d in texts.corpus.read()}
+    few, at = language.judged(c, texts), 0
+    y, documents = (np.concatenate([getattr(b, f) for b in batches]) for f in ("labels", "documents"))
+    for row in range(len(few.tokens)):
+        name = few.names[few.documents[row]]
+        encoded = texts.tokenizer.encode(said[name].text)
+        bits = np.unpackbits(text.token_labels(encoded, said[name].spans(), len(texts.corpus.labels)), axis=1)
+        place = few.starts[row] + np.arange(few.lengths[row])
+        place = place[~np.isin(few.tokens[row, : few.lengths[row]], texts.tokenizer.special)]
+        part = slice(at, at + len(place))
+        np.testing.assert_array_equal(tokens[part], encoded.ids[place])
+        np.testing.assert_array_equal(y[part], bits[place, : y.shape[1]].astype(bool))
+        assert (documents[part] == few.documents[row]).all()
+        at += len(place)
+    assert at == len(tokens)
+    assert y.any()
+
+
+@pytest.mark.ci
+def test_saes_of_several_sites_in_one_pass_are_those_of_one_each(tmp_path):
+    c = study()
+    texts = language.texts(c, tmp_path)
+    model = Transformer(language.architecture(c, 320), nnx.Rngs(0))
+    sites = ("mlp_out.0", "mlp_post.0")
+    source = latents.stream(c, model, texts, sites)
+    both, _ = latents.train(c, source, dict.fromkeys(sites, c.kind), prng.key(1), tmp_path / "b", "both")
+    assert [both[s].arch.d_in for s in sites] == [16, 24]
+    source = latents.stream(c, model, texts, "mlp_post.0")
+    alone, _ = latents.train(c, source, {"mlp_post.0": c.kind}, prng.key(1), tmp_path / "a", "one")
+    for name in both["mlp_post.0"].arch.shapes():
+        np.testing.assert_allclose(
+            getattr(both["mlp_post.0"], name)[...], getattr(alone["mlp_post.0"], name)[...], atol=1e-6, err_msg=name
+        )
 
 
 def test_precision_by_activation_bin(monkeypatch):

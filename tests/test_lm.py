@@ -165,6 +165,46 @@ def test_remat_and_bfloat16(kind):
     assert float(low) != float(loss)
 
 
+def test_remat_computes_again_and_captures_and_caches_as_before():
+    made, tokens = model("gemma3"), text()
+    again = nnx.merge(nnx.split(Transformer(dataclasses.replace(made.config, remat=True), nnx.Rngs(0)))[0],
+                      nnx.state(made))  # fmt: skip
+    programs = [str(jax.make_jaxpr(lambda t, m=m: m(t).logits)(tokens)) for m in (made, again)]
+    assert ["remat" in p or "checkpoint" in p for p in programs] == [False, True]
+    named = ["mlp_post.1", "z.2", "resid_post.0"]
+    add = {"mlp_out.0": lambda v, at: v + 1.0}
+    a, b = (m(tokens, capture=named, edits=add, cache=empty_cache(m.config, 2, 32)) for m in (made, again))
+    np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+    for site in named:
+        np.testing.assert_allclose(a.captured[site], b.captured[site], atol=1e-5)
+    after = [m(tokens[:, :1], cache=out.cache).logits for m, out in ((made, a), (again, b))]
+    np.testing.assert_allclose(*after, atol=1e-5)
+
+
+def test_models_are_stacked_and_differentiated_without_a_change_to_them():
+    """Cache and captures are values: under vmap and grad nothing of a model is written to."""
+    first, second, tokens = model("qwen3", 0), model("qwen3", 5), text()
+    graph, states = nnx.split(first)[0], [nnx.state(m) for m in (first, second)]
+    before = jax.tree.map(np.array, states)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+
+    def one(state):
+        out = nnx.merge(graph, state)(tokens, capture=["mlp_post.1"], cache=empty_cache(first.config, 2, 32))
+        return out.logits, out.captured["mlp_post.1"], out.cache
+
+    found = jax.vmap(one)(stacked)
+    for i, m in enumerate((first, second)):
+        want = m(tokens, capture=["mlp_post.1"], cache=empty_cache(m.config, 2, 32))
+        np.testing.assert_allclose(found[0][i], want.logits, atol=1e-5)
+        np.testing.assert_allclose(found[1][i], want.captured["mlp_post.1"], atol=1e-5)
+        for a, b in zip(jax.tree.leaves(found[2]), jax.tree.leaves(want.cache), strict=True):
+            np.testing.assert_allclose(a[i], b, atol=1e-5)
+    grads = jax.grad(lambda state: jnp.sum(one(state)[1]))(states[0])
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) > 0
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,15 +240,70 @@ def test_the_residual_is_the_sum_of_what_is_written(kind):
     np.testing.assert_allclose(got["pattern.1"].sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", EACH)
+def test_each_site_holds_what_its_name_says(kind):
+    made, tokens = model(kind), text()
+    c, got = made.config, made(tokens, capture=sites.names(model(kind).config)).captured
+    equal = lambda site, value: np.testing.assert_allclose(got[site], value, atol=2e-5, err_msg=site)  # noqa: E731
+    bias = lambda module, name: getattr(module, name)[...] if hasattr(module, name) else 0  # noqa: E731
+    for i, block in enumerate(made.blocks):
+        attn, post_norms = block.attn, c.post_norms
+        equal(f"attn_in.{i}", block.ln1(got[f"resid_pre.{i}"]))
+        for name in "qk":  # a rotation keeps lengths
+            said = attn.project(name.upper(), got[f"attn_in.{i}"])
+            said = getattr(attn, f"{name}_norm")(said) if c.qk_norm else said
+            assert c.positions == "rotary" or np.allclose(got[f"{name}.{i}"], said, atol=2e-5)
+            length = np.linalg.norm(got[f"{name}.{i}"], axis=-1)
+            np.testing.assert_allclose(length, np.linalg.norm(said, axis=-1), rtol=1e-4)
+        equal(f"v.{i}", attn.project("V", got[f"attn_in.{i}"]))
+        values = np.repeat(got[f"v.{i}"], c.heads // c.groups, axis=2)
+        equal(f"z.{i}", np.einsum("bhts,bshk->bthk", got[f"pattern.{i}"], values))
+        out = np.einsum("bthk,hkd->btd", got[f"z.{i}"], attn.W_O[...]) + bias(attn, "b_O")
+        equal(f"attn_out.{i}", block.ln1_post(jnp.asarray(out)) if post_norms else out)
+        if not c.d_mlp:
+            continue
+        mlp, before = block.mlp, got[f"resid_pre.{i}"]
+        if not c.parallel:
+            before = before + got[f"attn_out.{i}"]
+            equal(f"resid_mid.{i}", before)
+        read = got[f"mlp_in.{i}"]
+        equal(f"mlp_in.{i}", block.ln2(before))
+        first, b = ("W_gate", "b_gate") if c.gated else ("W_in", "b_in")
+        equal(f"mlp_pre.{i}", read @ getattr(mlp, first)[...] + bias(mlp, b))
+        act = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+               "gelu_tanh": jax.nn.gelu}[c.act](got[f"mlp_pre.{i}"])  # fmt: skip
+        if c.gated:
+            equal(f"mlp_linear.{i}", read @ mlp.W_in[...] + bias(mlp, "b_in"))
+            act = act * got[f"mlp_linear.{i}"]
+        equal(f"mlp_post.{i}", act)
+        out = got[f"mlp_post.{i}"] @ mlp.W_out[...] + bias(mlp, "b_out")
+        equal(f"mlp_out.{i}", block.ln2_post(out) if post_norms else out)
+    equal("final_norm", made.ln_final(got[f"resid_post.{c.layers - 1}"]))
+    logits = made.unembed(got["final_norm"])
+    equal("logits", c.logit_cap * jnp.tanh(logits / c.logit_cap) if c.logit_cap else logits)
+
+
 def test_aliases_mean_sites():
     config = model("gpt2").config
     for alias, site in {
         "blocks.1.hook_resid_pre": "resid_pre.1", "blocks.2.attn.hook_z": "z.2", "blocks.0.mlp.hook_post": "mlp_post.0",
         "blocks.0.hook_mlp_out": "mlp_out.0", "hook_embed": "embed", "blocks.1.hook_resid_mid": "resid_mid.1",
-        "resid_post.-1": "resid_post.2", "blocks.1.attn.hook_q": "q.1",
+        "resid_post.-1": "resid_post.2", "blocks.1.attn.hook_q": "q.1", "hook_pos_embed": "pos_embed",
+        "blocks.0.hook_resid_post": "resid_post.0", "blocks.2.hook_attn_out": "attn_out.2",
+        "blocks.1.attn.hook_k": "k.1", "blocks.1.attn.hook_v": "v.1", "blocks.1.attn.hook_pattern": "pattern.1",
+        "blocks.0.mlp.hook_pre": "mlp_pre.0",
     }.items():  # fmt: skip
         assert sites.resolve(config, alias) == site
+        assert alias == "resid_post.-1" or sites.plain(alias) == site
     rotary = model("llama").config
+    for alias, site in {
+        "blocks.1.attn.hook_rot_q": "q.1", "blocks.0.attn.hook_rot_k": "k.0", "blocks.2.mlp.hook_pre_linear":
+        "mlp_linear.2",
+    }.items():  # fmt: skip
+        assert sites.resolve(rotary, alias) == site
+    folded = checkpoints.fold_norms(model("llama")).config
+    for alias, site in {"blocks.1.ln1.hook_normalized": "attn_in.1", "ln_final.hook_normalized": "final_norm"}.items():
+        assert sites.resolve(folded, alias) == site
     for name, said in {
         "blocks.3.hook_resid_pre": "layers are 0 to 2", "resid_mid": "it has embed", "blocks.1.attn.hook_q": "rotation",
         "blocks.1.ln2.hook_normalized": "fold them",

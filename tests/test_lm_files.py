@@ -80,6 +80,87 @@ def test_a_tied_head_may_be_there_or_not(tmp_path):
     np.testing.assert_array_equal(a(TOKENS).logits, b(TOKENS).logits)
 
 
+def random_tensors(shapes, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {name: (rng.normal(size=shape) / 4).astype(dtype) for name, shape in shapes.items()}
+
+
+def written(place, config, held):
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(held, place / "model.safetensors")
+    return checkpoints.read(place)(TOKENS).logits
+
+
+def test_old_gpt2_and_pythia_files_are_read(tmp_path):
+    """As the hub has them: GPT-2 without a prefix and with its masks, Pythia in float16 with its own."""
+    config = {"model_type": "gpt2", "vocab_size": 24, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    held = random_tensors({
+        "wte.weight": (24, 16), "wpe.weight": (32, 16), "ln_f.weight": (16,), "ln_f.bias": (16,),
+        "h.0.ln_1.weight": (16,), "h.0.ln_1.bias": (16,), "h.0.ln_2.weight": (16,), "h.0.ln_2.bias": (16,),
+        "h.0.attn.c_attn.weight": (16, 48), "h.0.attn.c_attn.bias": (48,), "h.0.attn.c_proj.weight": (16, 16),
+        "h.0.attn.c_proj.bias": (16,), "h.0.mlp.c_fc.weight": (16, 64), "h.0.mlp.c_fc.bias": (64,),
+        "h.0.mlp.c_proj.weight": (64, 16), "h.0.mlp.c_proj.bias": (16,),
+    })  # fmt: skip
+    masks = {"h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.float32)), "h.0.attn.masked_bias": np.float32([-1e4])}
+    prefixed = {f"transformer.{name}": value for name, value in held.items()}
+    want = written(tmp_path / "a", config, prefixed | {"lm_head.weight": held["wte.weight"]})
+    np.testing.assert_array_equal(written(tmp_path / "b", config, held | masks), want)
+
+    config = {"model_type": "gpt_neox", "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+    layer = "gpt_neox.layers.0"
+    held = random_tensors({
+        "gpt_neox.embed_in.weight": (24, 16), "embed_out.weight": (24, 16), "gpt_neox.final_layer_norm.weight": (16,),
+        "gpt_neox.final_layer_norm.bias": (16,), f"{layer}.input_layernorm.weight": (16,),
+        f"{layer}.input_layernorm.bias": (16,), f"{layer}.post_attention_layernorm.weight": (16,),
+        f"{layer}.post_attention_layernorm.bias": (16,), f"{layer}.attention.query_key_value.weight": (48, 16),
+        f"{layer}.attention.query_key_value.bias": (48,), f"{layer}.attention.dense.weight": (16, 16),
+        f"{layer}.attention.dense.bias": (16,), f"{layer}.mlp.dense_h_to_4h.weight": (32, 16),
+        f"{layer}.mlp.dense_h_to_4h.bias": (32,), f"{layer}.mlp.dense_4h_to_h.weight": (16, 32),
+        f"{layer}.mlp.dense_4h_to_h.bias": (16,),
+    }, dtype=np.float16)  # fmt: skip
+    masks = {f"{layer}.attention.bias": np.tril(np.ones((1, 1, 32, 32), bool)),
+             f"{layer}.attention.masked_bias": np.float16([-1e4]),
+             f"{layer}.attention.rotary_emb.inv_freq": np.ones(1, np.float32)}  # fmt: skip
+    want = written(tmp_path / "c", config, {name: value.astype(np.float32) for name, value in held.items()})
+    np.testing.assert_array_equal(written(tmp_path / "d", config, held | masks), want)
+
+
+def test_gemma_3_is_read_with_and_without_its_eyes(tmp_path):
+    config = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 24,
+              "num_hidden_layers": 1, "intermediate_size": 32, "sliding_window": 4}  # fmt: skip
+    layer = "layers.0"
+    held = random_tensors({
+        "embed_tokens.weight": (24, 16), "norm.weight": (16,), f"{layer}.self_attn.q_proj.weight": (16, 16),
+        f"{layer}.self_attn.k_proj.weight": (8, 16), f"{layer}.self_attn.v_proj.weight": (8, 16),
+        f"{layer}.self_attn.o_proj.weight": (16, 16), f"{layer}.self_attn.q_norm.weight": (8,),
+        f"{layer}.self_attn.k_norm.weight": (8,), f"{layer}.mlp.gate_proj.weight": (32, 16),
+        f"{layer}.mlp.up_proj.weight": (32, 16), f"{layer}.mlp.down_proj.weight": (16, 32),
+        **{f"{layer}.{name}_layernorm.weight": (16,) for name in
+           ("input", "post_attention", "pre_feedforward", "post_feedforward")},
+    })  # fmt: skip
+    alone = {f"model.{name}": value for name, value in held.items()}
+    want = written(tmp_path / "text", {"model_type": "gemma3_text", **config}, alone)
+    eyes = random_tensors({"vision_tower.vision_model.embeddings.weight": (3, 3), "multi_modal_projector.norm": (4,)})
+    whole = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **config}, "vision_config": {}}
+    old = {f"language_model.model.{name}": value for name, value in held.items()}
+    np.testing.assert_array_equal(written(tmp_path / "old", whole, old | eyes), want)
+    new = {f"model.language_model.{name}": value for name, value in held.items()}
+    new |= {f"model.{name}": value for name, value in eyes.items()}
+    np.testing.assert_array_equal(written(tmp_path / "new", whole, new), want)
+
+
+def test_an_index_that_promises_more_than_the_files_hold_is_refused(tmp_path):
+    place = folder(tmp_path / "m", parts=2)
+    index = place / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["model.more"] = "model-0.safetensors"
+    index.write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=r"model\.more is named in model\.safetensors\.index\.json and in no file"):
+        checkpoints.read(place)
+
+
 def drop(name):
     return lambda held: held.pop(name)
 

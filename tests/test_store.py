@@ -22,7 +22,12 @@ from superpose.interp.harvest import Choice, Harvest, Live, Texts
 from superpose.interp.store import Foreign, Manifest, Rows, Shuffled, Store, StoreError, Writer, mixing
 from superpose.lm import sites
 from superpose.lm.transformer import Config, Transformer
+from superpose.sae import objective
+from superpose.sae.model import Architecture
 from superpose.train.checkpoint import WorkdirError
+from superpose.train.fit import fit
+from superpose.train.recipe import Recipe
+from superpose.worlds import prng
 
 CONFIG = Config(vocab=50, d_model=8, layers=2, heads=2, d_head=4, d_mlp=12, context=16)
 FACTS = {"model": "m", "corpus": "c"}
@@ -281,12 +286,26 @@ def test_a_flipped_byte_is_found_named_and_skipped_only_on_request(tmp_path):
     bad = {r.tobytes() for r in x[153:169]}
     for _ in range(40):
         assert not {r.tobytes() for r in next(stream)} & bad
+    whole = Store(tmp_path / "s")  # a block is checked when it is first read, not before
+    np.testing.assert_array_equal(next(whole.batches(["x"], 100)).values["x"], x[:100])
     file.write_bytes(raw[:100])
     with pytest.raises(StoreError, match="are damaged"):
         list(Store(tmp_path / "s").batches(["x"], 50))
     file.unlink()
     with pytest.raises(StoreError, match="are damaged"):
         list(Store(tmp_path / "s").batches(["x"], 50))
+
+
+def test_a_flipped_byte_of_what_rows_are_of_is_found(tmp_path):
+    x = filled(tmp_path / "s")
+    file = tmp_path / "s" / store.ABOUT / "000003.bin"
+    raw = bytearray(file.read_bytes())
+    raw[20 * 12 + 5] ^= 1  # the document of row 20
+    file.write_bytes(raw)
+    with pytest.raises(StoreError, match=rf"rows 16 to 31 of .*{store.ABOUT}/000003\.bin are damaged"):
+        list(Store(tmp_path / "s").batches(["x"], 50))
+    kept = [r.values["x"] for r in Store(tmp_path / "s", skip_damaged=True).batches(["x"], 50)]
+    np.testing.assert_array_equal(np.concatenate(kept), np.delete(x, slice(137 + 16, 137 + 32), 0))
 
 
 def test_stores_of_something_else_are_refused(tmp_path):
@@ -440,10 +459,14 @@ def test_what_was_left_out_for_its_norm_is_known_after_a_restart(tmp_path):
     harvest.plan()
     assert harvest.dropped == 0
     harvest.save(tmp_path / "s", FACTS, dtype="float32", shard=4)
+    first = Store(tmp_path / "s")
+    rows = np.concatenate([r.values["resid_post.0"] for r in first.batches(["resid_post.0"], 50)])
     (tmp_path / "s" / "000009.json").unlink()
-    Harvest(run(), t, 4, Choice(outlier=1.2)).save(tmp_path / "s", FACTS, dtype="float32", shard=4)
+    Harvest(run(), t, 3, Choice(outlier=1.2)).save(tmp_path / "s", FACTS, dtype="float32", shard=4)  # other passes
     back = Store(tmp_path / "s")
     assert back.dropped == harvest.dropped > 0
+    again = np.concatenate([r.values["resid_post.0"] for r in back.batches(["resid_post.0"], 50)])
+    np.testing.assert_allclose(again, rows, atol=1e-5)
     assert len(back) + back.dropped == harvest.plan()["rows"]
 
 
@@ -466,6 +489,45 @@ def test_a_live_stream_mixes_all_rows_and_resumes_bit_for_bit():
         np.testing.assert_array_equal(next(other), batches[i])
     with pytest.raises(StoreError, match="take more contexts"):
         next(Live(Harvest(run(), t, 8), "resid_post.0", 10**4, contexts=12))
+
+
+def test_a_run_on_a_live_stream_resumes_to_the_same_bits_from_one_generation(tmp_path):
+    t, passes = texts(48), []
+    arch, training = Architecture(8, 24, "batch_topk", k=3), objective.Training()
+    saes = objective.population(arch, training, {"seed": range(1)}, Recipe(steps=20, lr=1e-2))
+
+    def go(place, source=None, **more):
+        made = Harvest(run(), t, 8)
+        plain = made.rows
+        made.rows = lambda chosen: passes.append(len(chosen)) or plain(chosen)
+        live = source or Live(made, "resid_post.0", 16, seed=2, contexts=12)
+        return fit(saes, steps=20, key=prng.key(0), source=live, workdir=tmp_path / place, log_every=2,
+                   checkpoint_seconds=0, **more)  # fmt: skip
+
+    class Stopped(Exception):
+        pass
+
+    class Stops:
+        def __init__(self, inner):
+            self.inner, self.left = inner, 13
+            self.get_state, self.set_state = inner.get_state, inner.set_state
+
+        def __next__(self):
+            self.left -= 1
+            if self.left < 0:
+                raise Stopped
+            return next(self.inner)
+
+    whole = go("whole")
+    made = Live(Harvest(run(), t, 8), "resid_post.0", 16, seed=2, contexts=12)
+    with pytest.raises(Stopped):
+        go("cut", Stops(made))
+    assert made.get_state()["generation"] >= 1
+    before = len(passes)
+    again = go("cut")
+    assert 1 <= len(passes) - before < before  # from the generation that it stood in
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # --- rows of others ---------------------------------------------------------------------------------------------------

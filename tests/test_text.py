@@ -191,6 +191,57 @@ def test_a_token_carries_the_labels_of_its_characters(byte_level):
         assert row.tolist() == want
 
 
+def spaced(kind):
+    """Tokenizers that put a space before a text: by a normalizer (llama2.c, Llama 2) and by Metaspace."""
+    backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    if kind == "prepend":
+        backend.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = tokenizers.decoders.Metaspace() if kind == "metaspace" else tokenizers.decoders.Replace("▁", " ")
+    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=pieces, show_progress=False)
+    backend.train_from_iterator(["some words of a text, some more words, 0x12 0x34"] * 9, trainer)
+    said = json.loads(backend.to_str())
+    for token in said["added_tokens"][1:]:
+        token["special"] = False
+    said["added_tokens"] = said["added_tokens"][:1]
+    return text.tokenizer(tokenizers.Tokenizer.from_str(json.dumps(said)))
+
+
+@pytest.mark.parametrize("kind", ["prepend", "metaspace"])
+@pytest.mark.parametrize("said", ["words of שלום 🙂 text", " words", "x", "שלום some"])
+def test_labels_align_to_tokenizers_that_put_a_space_before(kind, said):
+    found = spaced(kind).encode(said)
+    spans = [Span(i, i + 1, i) for i in range(len(said))]  # each character is a label of its own
+    bits = np.unpackbits(text.token_labels(found, spans, len(said)), axis=1, count=len(said)).astype(bool)
+    assert bits.any(0).all()
+    pieces = [spaced(kind).pieces[i] for i in found.ids]
+    for piece, row in zip(pieces, bits, strict=True):
+        carried = "".join(c for c, on in zip(said, row, strict=True) if on).encode()
+        assert piece in (carried, b" " + carried) or piece in carried, (piece, carried)
+    if pieces[0] == b" " and said[0] != " ":
+        assert not bits[0].any()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    text.train_tokenizer(of("some words"), 257).backend.save(str(tmp_path / "tokenizer.json"))
+    config = tmp_path / "config.json"
+    for said, match in (
+        ({"bos_token_id": 400}, "says that token 400 begins or ends a text, and .* has nothing there"),
+        ({"eos_token_id": [0, 66]}, "says that token 66 begins or ends a text, and .* has 'A' there"),
+        ("[", "is damaged"),
+    ):
+        config.write_text(said if isinstance(said, str) else json.dumps(said))
+        with pytest.raises(TextError, match=match):
+            text.read_tokenizer(tmp_path, 500)
+    for said in ({"bos_token_id": 0, "eos_token_id": [0]}, {"bos_token_id": 9999, "eos_token_id": None}, {}):
+        config.write_text(json.dumps(said))  # a number beyond the model's vocabulary says nothing
+        assert text.read_tokenizer(tmp_path, 500).vocab == 500
+
+
 def test_contexts_hold_every_token_once(byte_level):
     corpus = scripts.scripts(7)
     found = text.contexts(corpus, byte_level, 64, labels=True)
@@ -255,6 +306,16 @@ def test_what_each_word_of_python_is(word, labels):
     found = python_source.spans(SOURCE)
     carried = python_source.label_at(SOURCE, found, SOURCE.index(word))
     assert labels <= carried, (word, carried)
+
+
+def test_an_f_string_inside_another_leaves_it_whole():
+    source = "x = f\"a\\n{b} {f'in{q}'} end\\t\"\n"
+    found = python_source.spans(source)
+    for word in ("a\\n", "in{", "end", "\\t"):
+        assert {"string", "f-string"} <= python_source.label_at(source, found, source.index(word)), word
+    for escape in ("\\n", "\\t"):
+        assert "escape in string" in python_source.label_at(source, found, source.index(escape))
+    assert "f-string" not in python_source.label_at("x = 'a'", python_source.spans("x = 'a'"), 5)
 
 
 def test_source_that_can_t_be_decoded_or_is_empty_is_counted(tmp_path, monkeypatch):

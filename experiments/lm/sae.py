@@ -62,7 +62,6 @@ class _Source(NamedTuple):
 
 def _stored(config, model, tokenizer):
     """A store, whole and of the model that is given, or arrays written elsewhere; its last 20th is held out."""
-    asked, _ = _place(config.reads, tuple(config.sites))
     place = Path(config.store)
     if place.is_dir() and not (place / "manifest.json").exists() and any(
         p.suffix in (".npy", ".safetensors") for p in place.iterdir()
@@ -80,6 +79,9 @@ def _stored(config, model, tokenizer):
         expect = language.identity(config.model) if config.model else None
         store = Store(config.store, expect=expect, skip_damaged=config.skip_damaged)
         facts = store.manifest.facts or {}
+    named = lambda name: name if name in store.manifest.sites or not name else sites.plain(name)  # noqa: E731
+    written, reads = tuple(named(name) for name in config.sites), named(config.reads)
+    asked, _ = _place(reads, written)
     if not (store.whole or config.skip_damaged):
         raise ValueError(
             f"the harvest of {config.store} did not come to its end: go on with it, or take what is there by "
@@ -97,8 +99,8 @@ def _stored(config, model, tokenizer):
         return (next(stream) for _ in range(min(config.held, rows // size)))
 
     return _Source(
-        mixed(config.batch, range(last)), held, len(store), config.sites[0], config.reads,
-        lambda: store.batches([config.sites[0]], 2**13), facts,
+        mixed(config.batch, range(last)), held, len(store), written[0], reads,
+        lambda: store.batches([written[0]], 2**13), facts,
     )  # fmt: skip
 
 

@@ -55,18 +55,6 @@ class Score(NamedTuple):
     kl_mean: tuple[float, float, float]
 
 
-def recovered(clean: float, spliced: float, ablated: float) -> float:
-    """(L_ablated - L_spliced) / (L_ablated - L_clean); NaN where the ablation costs nothing.
-
-    A published example:
-
-    >>> round(recovered(4.69363, 4.71414, 13.07658), 5)
-    0.99755
-    """
-    cost = ablated - clean
-    return (ablated - spliced) / cost if cost else float("nan")
-
-
 def measure(
     model: Any,
     site: str,
@@ -92,7 +80,7 @@ def measure(
         reads: the site that replacements see (a transcoder's input); None is ``site``.
         special: ids at which the value stays, and which are not counted as predictions.
         first, outlier: as of ``harvest.Choice``: where the value stays, too, for it was not harvested (norms are
-            compared at this site and what is read, within ``batch`` contexts; a harvest compares all of its sites).
+            compared at this site and what is read; a harvest compares all of its sites).
         batch: contexts a pass.
 
     Raises:
@@ -137,7 +125,8 @@ def _sums(model, functions, mean, keep, ids, mask, *, site, reads, first, outlie
     if outlier is not None:
         for seen in {site: value, reads: read}.values():
             norms = jnp.linalg.norm(seen.reshape(*ids.shape, -1).astype(jnp.float32), axis=-1)
-            stays |= norms > outlier * jnp.nanmedian(jnp.where(mask & ~stays, norms, jnp.nan))
+            among = jnp.where(mask & ~stays, norms, jnp.nan)
+            stays |= norms > outlier * jnp.nanmedian(among, 1, keepdims=True)
     stays = stays.reshape(*ids.shape, *[1] * (value.ndim - 2))
     nll_clean, counts = next_token_loss(clean.logits, ids, counted)
     said = jax.nn.log_softmax(clean.logits[:, :-1])

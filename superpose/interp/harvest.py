@@ -44,8 +44,8 @@ class Choice:
     Attributes:
         special: ids left out (BOS, end of text).
         first: so many tokens at the start of each context are left out.
-        outlier: tokens whose norm at any of the sites exceeds this many times the median of their pass are left out;
-            None keeps them.
+        outlier: tokens whose norm at any of the sites exceeds this many times the median of their context are left
+            out; None keeps them.
     """
 
     special: tuple[int, ...] = ()
@@ -150,8 +150,8 @@ class Harvest:
                 norms = np.concatenate([np.linalg.norm(part.astype(np.float32), axis=-1) for part in parts])[
                     : len(keep)
                 ]
-                if keep.any():
-                    keep = keep & (norms <= c.outlier * np.median(norms[keep]))
+                among = np.where(keep.any(1, keepdims=True), np.where(keep, norms, np.nan), 0)
+                keep = keep & (norms <= c.outlier * np.nanmedian(among, 1, keepdims=True))
             self.dropped += int(before - keep.sum())
         documents = np.broadcast_to(texts.documents[chosen][:, None], tokens.shape)
         positions = texts.starts[chosen][:, None] + place

@@ -90,7 +90,14 @@ def spans(text: str) -> list[Span]:
 
 
 def _by_token(text, places, mark) -> None:
-    depth, before, started = 0, 0, None
+    depth, before = 0, 0
+    f_strings: list[int] = []  # where those that are open begin
+
+    def escapes(start: int, said: str) -> None:
+        for i, ch in enumerate(said[:-1]):
+            if ch == "\\":
+                mark(start + i, start + i + 2, "escape in string")
+
     for kind, said, (row, column), (to_row, to_column), _ in tokenize.generate_tokens(io.StringIO(text).readline):
         start, end = places.at(row, column), places.at(to_row, to_column)
         name = tokenize.tok_name[kind]
@@ -103,14 +110,13 @@ def _by_token(text, places, mark) -> None:
         elif name == "STRING":
             is_f = "f" in said[: said.index(said[-1])].lower()
             mark(start, end, "string", *(["f-string"] if is_f else []))
-            for i, ch in enumerate(said[:-1]):
-                if ch == "\\":
-                    mark(start + i, start + i + 2, "escape in string")
+            escapes(start, said)
         elif name == "FSTRING_START":
-            started = start if started is None else started
-        elif name == "FSTRING_END" and started is not None:
-            mark(started, end, "string", "f-string")
-            started = None
+            f_strings.append(start)
+        elif name == "FSTRING_MIDDLE":
+            escapes(start, said)
+        elif name == "FSTRING_END":
+            mark(f_strings.pop(), end, "string", "f-string")
         elif name == "NUMBER":
             mark(start, end, "number")
         elif name in ("NEWLINE", "NL"):

@@ -376,7 +376,7 @@ def document(number: int, seed: int, lexicons: dict[str, Any], weights: np.ndarr
 
 
 def scripts(documents: int, seed: int = 0, rare: Sequence[str] = (), weight: float = 1.0) -> Corpus:
-    """A corpus of so many documents (each of about 700 characters), with ``LABELS``.
+    """A corpus of so many documents (each of about 550 characters), with ``LABELS``.
 
     Args:
         rare: scripts that are chosen ``weight`` times as often as each of the others, as some are on the web (Bricken

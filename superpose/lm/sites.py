@@ -54,6 +54,18 @@ def width(config: Config, site: str) -> int:
     return {"logits": c.vocab, "mlp_pre": c.d_mlp, "mlp_linear": c.d_mlp, "mlp_post": c.d_mlp}.get(part, c.d_model)
 
 
+def plain(name: str) -> str:
+    """The site that an alias means, whatever the model; other names as they are.
+
+    >>> plain("blocks.1.hook_resid_post"), plain("mlp_out.2")
+    ('resid_post.1', 'mlp_out.2')
+    """
+    for pattern, meaning in _ALIASES.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(meaning)
+    return name
+
+
 def resolve(config: Config, name: str) -> str:
     """The site that a name means; negative layers count from the end.
 
@@ -67,17 +79,14 @@ def resolve(config: Config, name: str) -> str:
     >>> resolve(tiny, "blocks.1.hook_resid_post"), resolve(tiny, "mlp_out.-1")
     ('resid_post.1', 'mlp_out.1')
     """
-    site = name
-    for pattern, meaning in _ALIASES.items():
-        if match := re.fullmatch(pattern, name):
-            site = match.expand(meaning)
-            if "hook_normalized" in name and config.norm_weights and config.norm != "none":
-                raise ValueError(
-                    f"{name} is a residual before the weights of its norm, which only a model with folded norms shows: "
-                    f"fold them (checkpoints.fold_norms), or take {site}, which stands after the weights"
-                )
-            if re.fullmatch(r".*attn\.hook_[qk]", name) and config.positions == "rotary":
-                raise ValueError(f"{name} is a query or key before its rotation: take {site}, after it (hook_rot_...)")
+    site = plain(name)
+    if "hook_normalized" in name and config.norm_weights and config.norm != "none":
+        raise ValueError(
+            f"{name} is a residual before the weights of its norm, which only a model with folded norms shows: "
+            f"fold them (checkpoints.fold_norms), or take {site}, which stands after the weights"
+        )
+    if re.fullmatch(r"blocks\.\d+\.attn\.hook_[qk]", name) and config.positions == "rotary":
+        raise ValueError(f"{name} is a query or key before its rotation: take {site}, after it (hook_rot_...)")
     if match := re.fullmatch(r"(\w+)\.(-\d+)", site):
         site = f"{match[1]}.{config.layers + int(match[2])}"
     known = names(config)

@@ -201,8 +201,10 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
         """Several texts at once, which uses all cores."""
         out = []
-        for found in self.backend.encode_batch(list(texts), add_special_tokens=False):
+        for said, found in zip(texts, self.backend.encode_batch(list(texts), add_special_tokens=False), strict=True):
             offsets = np.asarray(found.offsets, np.int64).reshape(-1, 2)
+            if len(offsets) and self.pieces[found.ids[0]] == b" " and not said[slice(*offsets[0])].isspace():
+                offsets[0] = 0  # a space that the tokenizer puts before the text stands for no character of it
             out.append(Encoded(np.asarray(found.ids, np.int32), offsets[:, 0], offsets[:, 1]))
         return out
 
@@ -273,7 +275,8 @@ def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
         vocab: size of the model's vocabulary; it may be larger (padded), never smaller. Pieces are filled up to it.
 
     Raises:
-        TextError: it can't be read, or has more tokens than the model.
+        TextError: it can't be read, has more tokens than the model, or a config.json beside it names tokens as
+            beginning or end that are something else here.
     """
     place = Path(path)
     place = place / "tokenizer.json" if place.is_dir() else place
@@ -291,7 +294,25 @@ def read_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
         found = _with_names(found, beside)
     if vocab is not None and found.vocab > vocab:
         raise TextError(f"{place} has {found.vocab} tokens and the model {vocab}: they don't belong together")
+    if vocab is not None and (beside := place.with_name("config.json")).exists():
+        _check_ends(found, place, beside, vocab)
     return replace(found, pieces=found.pieces + (b"",) * ((vocab or found.vocab) - found.vocab))
+
+
+def _check_ends(found: Tokenizer, place: Path, beside: Path, vocab: int) -> None:
+    """A model's config says which ids begin and end its texts: of another tokenizer they are words, or nothing."""
+    try:
+        said = json.loads(beside.read_text())
+        given = [said.get(key) for key in ("bos_token_id", "eos_token_id")]
+    except (OSError, ValueError, AttributeError) as error:
+        raise TextError(f"{beside} is damaged ({str(error)[:100]}): copy it again") from error
+    for i in [i for ids in given for i in (ids if isinstance(ids, list) else [ids])]:
+        if isinstance(i, int) and 0 <= i < vocab and (i >= found.vocab or found.pieces[i]):
+            here = repr(found.decode([i])) if i < found.vocab else "nothing"
+            raise TextError(
+                f"{beside} says that token {i} begins or ends a text, and {place} has {here} there: put the tokenizer "
+                "of this model there"
+            )
 
 
 def _with_names(found: Tokenizer, beside: Path) -> Tokenizer:
