@@ -280,7 +280,7 @@ def study():
     c.update_from_flattened_dict({
         "corpus.modules": ("json", "bisect", "queue"), "vocab": 320, "context": 32, "judged": 50, "passes": 8,
         "model.d_model": 16, "model.d_head": 4, "model.d_mlp": 24, "steps": 6, "log_every": 3, "batch": 64,
-        "hold": 3, "generation": 32, "kind.d_sae": 20, "kind.k": 3,
+        "hold": 3, "generation": 32, "kind.d_sae": 20, "kind.k": 3, "kind.recipe.warmup": 0,
     })  # fmt: skip
     return c
 

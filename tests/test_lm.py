@@ -279,7 +279,8 @@ def test_each_site_holds_what_its_name_says(kind):
         out = got[f"mlp_post.{i}"] @ mlp.W_out[...] + bias(mlp, "b_out")
         equal(f"mlp_out.{i}", block.ln2_post(out) if post_norms else out)
     equal("final_norm", made.ln_final(got[f"resid_post.{c.layers - 1}"]))
-    logits = made.unembed(got["final_norm"])
+    W = made.W_E[...].T if c.tied else made.W_U[...]
+    logits = got["final_norm"] @ W
     equal("logits", c.logit_cap * jnp.tanh(logits / c.logit_cap) if c.logit_cap else logits)
 
 

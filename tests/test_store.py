@@ -502,7 +502,7 @@ def test_a_run_on_a_live_stream_resumes_to_the_same_bits_from_one_generation(tmp
         made.rows = lambda chosen: passes.append(len(chosen)) or plain(chosen)
         live = source or Live(made, "resid_post.0", 16, seed=2, contexts=12)
         return fit(saes, steps=20, key=prng.key(0), source=live, workdir=tmp_path / place, log_every=2,
-                   checkpoint_seconds=0, **more)  # fmt: skip
+                   checkpoint_seconds=0.0, **more)  # fmt: skip
 
     class Stopped(Exception):
         pass
