@@ -2,7 +2,8 @@
 
     make bench                              (or: python -m benchmarks.dashboard --peer .venv-peers/bin/python)
 
-What the language model's pass and the ablations cost, which are no part of that, stands apart. Model and SAE have
+What the language model's pass, ablations, doses and the correlations with another SAE cost, which are no part of that,
+stands apart. Model and SAE have
 random weights; the SAE keeps 16 latents on. The peer is SAEDashboard, on the same weights and tokens, for fewer
 features. Prints a table and writes benchmarks/results/dashboard_<device>.json.
 """
@@ -27,7 +28,7 @@ from flax import nnx
 from benchmarks.toy import device_name, peer
 from superpose.dashboard import page
 from superpose.dashboard.records import Ablations, Subject, places, records
-from superpose.interp import codes
+from superpose.interp import codes, compare
 from superpose.lm import checkpoints
 from superpose.lm.text import Contexts
 from superpose.lm.transformer import Config, Transformer
@@ -36,6 +37,7 @@ from superpose.sae.model import SAE, Architecture
 
 HERE = Path(__file__).parent
 CONTEXT, VOCAB, F, K = 128, 2048, 4096, 16
+DOSES = (-1.0, 0.0, 1.0, 2.0, 4.0)
 
 
 def contexts(tokens: int) -> Contexts:
@@ -60,7 +62,7 @@ def main() -> int:
     parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with the peer (make peers)")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--features", type=int, default=F)
-    parser.add_argument("--ablated", type=int, default=64, help="features whose ablations are timed")
+    parser.add_argument("--ablated", type=int, default=64, help="features of timed ablations and doses")
     parser.add_argument("--peer_features", type=int, nargs="*", default=(32, 128), help="how many of the peer's: two "
                         "numbers, whose difference is timed; none leaves it out")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, both sides in turn")
@@ -97,12 +99,18 @@ def main() -> int:
             files = clocked("pages", lambda s=subject: pages(place / "page.html", s, range(args.features)))
             theirs.append([peer(args.peer, "peer_dashboard.py", place, n) for n in args.peer_features])
         size = sum(f.stat().st_size for f in files)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         ablations = Ablations(model, sae, site, texts)
         for _ in records(subject, range(2), ablations=ablations):  # compiled once
             pass
         whole = clocked("ablated", lambda: list(records(subject, range(args.ablated), ablations=ablations)))
         large = sum(len(page.pack(record)) for record in whole) / len(whole)
+        for _ in records(subject, range(2), doses=DOSES):
+            pass
+        clocked("dosed", lambda: list(records(subject, range(args.ablated), doses=DOSES)))
+        twin = SAE(arch, params | {"W_enc": rng.normal(size=params["W_enc"].shape).astype(np.float32) * 0.05})
+        other = codes.write(place / "twin", model, twin, site, texts, {})
+        clocked("matched", lambda: compare.correlated(held, other, 3))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         first = whole[0]["density"]
     middle = {name: statistics.median(seconds) for name, seconds in times.items()}
     found: dict[str, Any] = {
@@ -113,6 +121,8 @@ def main() -> int:
         "peak GiB": peak / 2**30,
         "pass: tokens/s": args.tokens / middle["pass"], "pass: s": middle["pass"],
         "with ablations: features/s": args.ablated / middle["ablated"],
+        f"with doses ({len(DOSES)} strengths): features/s": args.ablated / middle["dosed"],
+        "correlations with all latents of another SAE: s": middle["matched"],
     }  # fmt: skip
     if len(args.peer_features) == 2:
         few, many = args.peer_features

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import check, kinds, language
-from superpose.interp import fidelity, labels
+from superpose.interp import fidelity, labels, steer
 from superpose.interp.harvest import Choice, Harvest, Live
 from superpose.lm import checkpoints, sites
 from superpose.lm.transformer import Transformer
@@ -115,11 +115,13 @@ def published(c: Any, model: Transformer) -> tuple[SAE, Transformer, str, str]:
     stay, activations become those that it knows. What can't be done is said.
 
     Raises:
-        ValueError: the file can't be used, or nobody says of which site it is.
+        ValueError: the file can't be used, nobody says of which site it is, or it does not fit there.
     """
     found = formats.read(c.sae)
     about = found.metadata
-    site, reads = c.site or about.site_out or about.site, c.reads or about.site or c.site
+    site = c.site or about.site_out or about.site
+    transcoder = found.arch.skip or found.arch.d_out is not None or about.site_out is not None
+    reads = c.reads or (about.site if transcoder else site)  # others read what they write
     if not site or not reads:
         raise ValueError(
             f"{c.sae} does not say of which site it is: give --config.site (and --config.reads of a transcoder)"
@@ -129,7 +131,7 @@ def published(c: Any, model: Transformer) -> tuple[SAE, Transformer, str, str]:
             model = PROCESSING[name](model)
         elif wanted and name not in NO_PROCESSING:
             say(f"{c.sae} says that its model was loaded with {name}={wanted!r}: that is not done here")
-    return SAE(found.arch, found.params), model, sites.resolve(model.config, site), sites.resolve(model.config, reads)
+    return SAE(found.arch, found.params), model, *steer.sites_of(model.config, found.arch, site, reads)
 
 
 def largest(c: Any, model: Transformer, sae: SAE, reads: str, contexts: Any, special: Sequence[int]) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import stats
 
 from experiments import check, language, latents
 from superpose.interp import codes
@@ -155,12 +156,26 @@ def over_seeds(values: np.ndarray) -> tuple[float, float, float]:
     mean = float(x.mean())
     if len(x) < 2:
         return mean, float("nan"), float("nan")
-    from scipy import stats
-
     half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return mean, mean - half, mean + half
+
+
+def over_pairs(values: np.ndarray, pairs: np.ndarray) -> tuple[float, float, float]:
+    """Mean over pairs of seeds [P] and its 95 % interval by the jackknife over seeds, for pairs that share a seed are
+    not independent; two seeds have none (NaN).
+
+    Args:
+        pairs: [P, 2], which seeds.
+    """
+    x, seeds = np.asarray(values, float), np.unique(pairs)
+    mean, n = float(x.mean()), len(seeds)
+    if n < 3:
+        return mean, float("nan"), float("nan")
+    without = np.array([x[~(np.asarray(pairs) == seed).any(1)].mean() for seed in seeds])
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
     return mean, mean - half, mean + half
 
 
 def said(low: float, high: float, of: str = "seeds") -> str:
     """An interval in words."""
-    return f"95 % over {of} {low:.3f} to {high:.3f}" if np.isfinite(low) else "one seed, no interval"
+    return f"95 % over {of} {low:.3f} to {high:.3f}" if np.isfinite(low) else "too few seeds for an interval"

@@ -8,12 +8,16 @@ import jax
 import numpy as np
 import pytest
 import test_codes
+from flax import nnx
 
-from superpose.dashboard import page
+from superpose.dashboard import page, worlds
 from superpose.dashboard import records as records_module
 from superpose.dashboard.records import Ablations, Subject, records
 from superpose.interp import codes, compare
-from superpose.sae.model import Architecture
+from superpose.lm.text import Contexts
+from superpose.lm.transformer import Config, Transformer
+from superpose.sae.model import SAE, Architecture
+from superpose.train.checkpoint import WorkdirError
 
 NASTY = [b"<script>alert(1)</script>", b"</script>", b"\"'&", b"\x00", b"\x1b[31m", "\u202eabc".encode(),
          "שלום".encode(),
@@ -45,6 +49,17 @@ def made(tmp_path_factory):
     return place, m, s, t, held, every
 
 
+def greedy(values, most=20, near=4, context=10):
+    """The largest values none of which lies within four tokens of another in its context."""
+    chosen: list[int] = []
+    for row in np.argsort(-values, kind="stable"):
+        if len(chosen) == most or values[row] <= 0:
+            break
+        if all(row // context != r // context or abs(row - r) > near for r in chosen):
+            chosen.append(int(row))
+    return chosen
+
+
 def test_records_are_what_the_model_does(made):
     """Activations, windows, groups; loss effects by an edited pass of the whole context."""
     _, m, s, t, held, every = made
@@ -57,12 +72,23 @@ def test_records_are_what_the_model_does(made):
             c, p, at = e["context"][i], e["place"][i], e["at"][i]
             assert e["ids"][i] == t.tokens[c, p - at : p - at + len(e["ids"][i])].tolist()
             np.testing.assert_allclose(e["acts"][i], dense[c, p - at : p - at + len(e["ids"][i]), j], rtol=1e-4)
+        rows = np.array(e["context"]) * 10 + np.array(e["place"])
+        if record["on"]:
+            assert rows[: record["groups"][0][6]].tolist() == greedy(dense[..., j].ravel())
+        seen: set[int] = set()
+        for *_, first, last in record["groups"]:  # "shown above" stands at what an earlier group shows
+            assert e["again"][first:last] == [int(r in seen) for r in rows[first:last].tolist()]
+            seen |= set(rows[first:last].tolist())
         for name, low, high, _share, _mass, first, last in record["groups"]:
             values = [dense[e["context"][i], e["place"][i], j] for i in range(first, last)]
             if name == "silent":
                 assert not any(values)
             else:
                 assert all(low - 1e-4 * top <= v <= high + 1e-4 * top for v in values), name
+            if name.startswith("interval"):
+                on = dense[..., j][dense[..., j] > 0]
+                least, most = (((on > low * (1 + e)) & (on < high * (1 - e))).sum() for e in (1e-4, -1e-4))
+                assert min(5, least) <= last - first <= min(5, most)
         widths = [g for g in record["groups"] if g[0].startswith("interval")]
         if record["on"]:
             assert len(widths) == 10
@@ -101,9 +127,10 @@ def test_records_are_what_the_model_does(made):
 
 
 def test_numbers_beside_the_examples_are_the_model_s(made):
-    """Votes, neurons by weight and by correlation, shares of the intervals, the map's neighbour, the loss effect."""
+    """Votes, histograms, neurons by weight and by correlation, other SAEs, shares of the intervals, the loss effect."""
     _, m, s, t, held, every = made
     dense = held.block(0, 20).toarray()
+    twin = codes.Codes(made[0] / "twin").block(0, 20).toarray()
     x = np.asarray(m(t.tokens, capture=["mlp_post.0"]).captured["mlp_post.0"]).reshape(600, 16)
     keep = t.mask.reshape(-1)
     W = np.asarray(s.W_dec[...])
@@ -114,15 +141,37 @@ def test_numbers_beside_the_examples_are_the_model_s(made):
         j = record["n"]
         for name, order in (("positive", np.argsort(-votes[j])), ("negative", np.argsort(votes[j]))):
             np.testing.assert_allclose(record[name][1], votes[j][order[:10]], atol=1e-4)
-        assert sum(record["votes"]["counts"]) == 30
+            np.testing.assert_allclose(votes[j][record[name][0]], record[name][1], atol=1e-4)
+        said = record["votes"]
+        np.testing.assert_allclose((said["low"], said["high"]), (votes[j].min(), votes[j].max()), atol=1e-4)
+        counted = np.histogram(votes[j], 50, (votes[j].min(), votes[j].max()))[0]
+        assert sum(said["counts"]) == 30
+        assert np.abs(np.cumsum(said["counts"]) - np.cumsum(counted)).max() <= 1
         large = np.argsort(-np.abs(W[j]))[:3]
         assert record["weights"][0] == large.tolist()
         np.testing.assert_allclose(record["weights"][1], W[j][large], rtol=1e-4)
         np.testing.assert_allclose(record["weights"][2], np.abs(W[j][large]) / np.abs(W[j]).sum(), rtol=1e-4)
         if not record["on"]:
+            assert record["others"] == {"twin": [[], []]}
+            assert record["found"] == [0, 1]
+            assert page.stability(record) is None
             continue
         r = test_codes.correlations(dense[keep][:, [j]], x[keep])[0]
         np.testing.assert_allclose(record["neurons"][1], -np.sort(-r)[:3], atol=1e-4)
+        np.testing.assert_allclose(r[record["neurons"][0]], record["neurons"][1], atol=1e-4)
+        r = test_codes.correlations(dense[keep][:, [j]], twin[keep])[0]
+        others = record["others"]["twin"]
+        np.testing.assert_allclose(others[1], [v for v in -np.sort(-r)[:3] if v > 0], atol=1e-4)
+        np.testing.assert_allclose(r[others[0]], others[1], atol=1e-4)
+        assert record["found"] == [int(r.max() >= 0.7), 1]
+        assert page.stability(record) == pytest.approx(max(r.max(), 0), abs=1e-4)
+        assert record["density"] == pytest.approx((dense[:, j] > 0).sum() / keep.sum(), rel=1e-4)
+        assert record["mean"] == pytest.approx(dense[:, j][dense[:, j] > 0].mean(), rel=1e-4)
+        said = record["histogram"]
+        assert sum(said["counts"]) == record["on"]
+        np.testing.assert_allclose(
+            (said["low"], said["high"]), (dense[:, j][dense[:, j] > 0].min(), dense[:, j].max()), rtol=1e-4
+        )
         v = dense[:, j][dense[:, j] > 0]
         for name, low, high, share, mass, *_ in record["groups"]:
             if name.startswith("interval"):
@@ -131,7 +180,70 @@ def test_numbers_beside_the_examples_are_the_model_s(made):
                 assert mass == pytest.approx(v[inside].sum() / v.sum(), abs=1e-3)
         effects = np.array(record["examples"]["effect"][: record["groups"][0][6]], float)
         assert record["effect"] == pytest.approx(np.nanmean(effects), abs=1e-4)
-        assert record["dose"]["wanted"][1] is not None
+        if j < 4:  # set to 0 and to its largest everywhere, in eight contexts
+            some = t.rows(np.unique(np.linspace(0, 59, 8).astype(int)))
+            mask, wanted = some.mask, np.argsort(-votes[j], kind="stable")[:5]
+            f = np.where(mask, np.asarray(s.encode(x.reshape(60, 10, 16)))[np.linspace(0, 59, 8).astype(int), :, j], 0)
+            clean = np.asarray(jax.nn.log_softmax(m(some.tokens).logits))
+            for i, target in enumerate((0.0, dense[:, j].max())):
+                move = np.where(mask[..., None], (target - f)[..., None] * W[j], 0).astype(np.float32)
+                there = m(some.tokens, edits={"mlp_post.0": lambda v, _, move=move: v + move}).logits
+                there = np.asarray(jax.nn.log_softmax(there))
+                counted = mask[:, :-1] & mask[:, 1:]
+                change = (there - clean)[:, :-1][..., wanted].mean(-1)[counted].mean()
+                assert record["dose"]["wanted"][i] == pytest.approx(change, abs=2e-4)
+                kl = (np.exp(clean) * (clean - there)).sum(-1)[:, :-1][counted].mean()
+                assert record["dose"]["kl"][i] == pytest.approx(kl, abs=2e-4)
+
+
+def test_later_layers_run_again_and_the_direct_path_is_another(tmp_path):
+    """Two layers, contexts longer than what is run of them: effects are those of whole edited passes."""
+    config = Config(vocab=30, d_model=12, layers=2, heads=3, d_head=4, d_mlp=16, context=72)
+    m, rng = Transformer(config, nnx.Rngs(2)), np.random.default_rng(3)
+    arch = Architecture(12, 10, "relu")
+    params = {n: rng.normal(size=s).astype(np.float32) for n, s in arch.shapes().items()}
+    s, site = SAE(arch, params), "resid_post.0"
+    t = Contexts(rng.integers(0, 30, (6, 72)).astype(np.int32), np.full(6, 72, np.int32), np.arange(6, dtype=np.int32),
+                 np.zeros(6, np.int32), None, ())  # fmt: skip
+    held = codes.write(tmp_path / "codes", m, s, site, t, {}, special=(3,))
+    (record,) = records(Subject(m, s, site, t, held, PIECES, special=(3,)), [2], ablations=Ablations(m, s, site, t))
+    e, acts = record["examples"], held.block(0, 10).toarray().reshape(6, 72, 10)[..., 2]
+    away = acts[..., None] * np.asarray(s.W_dec[2])
+    clean = m(t.tokens, capture=["resid_post.1"])
+    bare = m(t.tokens, edits={site: lambda v, _: v - away}).logits
+    direct = m.unembed(m.ln_final(clean.captured["resid_post.1"] - away))
+    said, without, by_direct = (np.asarray(jax.nn.log_softmax(x)) for x in (clean.logits, bare, direct))
+    assert min(e["place"]) < 28 < 60 < max(e["place"])
+    gaps = []
+    for i, (c, p) in enumerate(zip(e["context"], e["place"], strict=True)):
+        for k, q in enumerate(range(p - 4, p + 5)):
+            if 1 <= q < 72:
+                before, token = said[c, q - 1, t.tokens[c, q]], t.tokens[c, q]
+                assert e["effect"][i][k] == pytest.approx(before - without[c, q - 1, token], abs=3e-5)
+                assert e["direct"][i][k] == pytest.approx(before - by_direct[c, q - 1, token], abs=3e-5)
+                gaps.append(abs(e["effect"][i][k] - e["direct"][i][k]))
+    assert max(gaps) > 0.01
+    assert len(page.pack(record)) * 3 / 4 < 20_000
+
+
+def test_an_sae_of_other_sites_makes_no_page(made):
+    _, m, s, t, held, _ = made
+    with pytest.raises(ValueError, match=r"the SAE reads 16 numbers and resid_post\.0 has 12: it is of another site"):
+        Subject(m, s, "resid_post.0", t, held, PIECES)
+    with pytest.raises(ValueError, match="writes 16 numbers and"):
+        Subject(m, s, "mlp_out.0", t, held, PIECES, reads="mlp_post.0")
+
+
+@pytest.mark.parametrize("n", [40, 120])
+def test_the_map_keeps_neighbours_together(n):
+    """Directions in three bundles: on the map the nearest of each is of its own bundle."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(4 * np.eye(3, 16), n // 3 + 1, 0)[:n] + 0.3 * rng.normal(size=(n, 16))
+    place, said = records_module.places(x)
+    assert ("t-SNE" in said) == (n >= 100)
+    apart = ((place[:, None] - place[None]) ** 2).sum(-1) + 1e9 * np.eye(n)
+    bundle = np.arange(n) // (n // 3 + 1)
+    assert (bundle[apart.argmin(1)] == bundle).mean() > 0.95
 
 
 def test_a_latent_that_is_on_once_has_a_histogram():
@@ -170,9 +282,33 @@ def test_pages_ask_for_nothing_and_are_small(made):
 def test_many_latents_are_split_into_files_with_one_index(made, tmp_path):
     every = made[5]
     files = page.write(tmp_path / "many.html", every, "many", PIECES, a_file=8)
-    assert [f.name for f in files] == ["many-000.html", "many-001.html", "many-002.html", "many.html"]
+    assert [re.sub("-[0-9a-f]{8}-", "-", f.name) for f in files] == [
+        "many-000.html", "many-001.html", "many-002.html", "many.html"
+    ]  # fmt: skip
     assert 'id="f' not in files[-1].read_text()
-    assert sum(f.read_text().count('id="f') for f in files[:-1]) - 0 == 20
+    assert sum(f.read_text().count('id="f') for f in files[:-1]) == 20
+
+
+def test_files_of_an_older_index_go_when_the_new_one_stands(made, tmp_path, monkeypatch):
+    every, other = made[5], tmp_path / "many-notes.html"
+    other.write_text("mine")
+    old = page.write(tmp_path / "many.html", every, "many", PIECES, a_file=8)
+    before = {f: f.read_bytes() for f in old}
+    real, left = page.write_atomically, [2]
+
+    def full(path, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise WorkdirError(f"{path} can't be written: no space left")
+        real(path, data)
+
+    monkeypatch.setattr(page, "write_atomically", full)
+    with pytest.raises(WorkdirError, match="no space left"):
+        page.write(tmp_path / "many.html", every[:-1], "many", PIECES, a_file=8)
+    assert {f: f.read_bytes() for f in old} == before
+    monkeypatch.undo()
+    new = page.write(tmp_path / "many.html", every[:-1], "many", PIECES, a_file=8)
+    assert set(tmp_path.glob("*.html")) == {*new, other}
 
 
 # --- in the browser ---------------------------------------------------------------------------------------------------
@@ -284,6 +420,119 @@ def test_hover_more_and_keys(browser, made):
     assert not errors(browser)
 
 
+def test_numbers_on_the_page_are_those_of_the_record(browser, made):
+    """Votes to 1e-4; the tip's activation, effect and probabilities to the three digits that it shows."""
+    from selenium.webdriver import ActionChains
+
+    opened(browser, made, "2")
+    r = made[5][2]
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.pair table')].map(t => [...t.querySelectorAll('[data-value]')]"
+        ".map(d => [+d.dataset.id, +d.dataset.value]))"
+    )
+    for table, name in zip(shown, ("negative", "positive"), strict=True):
+        assert [i for i, _ in table] == r[name][0]
+        np.testing.assert_allclose([v for _, v in table], r[name][1], atol=1e-4)
+    e = r["examples"]
+
+    def pointed(i, k):
+        """What the tip says of the token k - 4 after the one in bold of an example."""
+        tokens = browser.find_elements("css selector", ".line")[i].find_elements("css selector", "bdi")
+        token = tokens[min(e["at"][i], 4) + k - 4]
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+        ActionChains(browser).move_to_element(token).perform()
+        wait(browser, "document.getElementById('tip').classList.contains('shown')")
+        return dict(browser.execute_script(
+            "return [...document.querySelectorAll('#tip tr')].map(r => [...r.children].map(c => c.innerText))"
+        ))  # fmt: skip
+
+    near = lambda value: pytest.approx(value, rel=6e-3, abs=1e-9)  # noqa: E731
+    places = [(i, k) for i in range(len(e["ids"])) for k in range(9) if e["effect"][i][k]]
+    i, k = max(places, key=lambda p: abs(e["effect"][p[0]][p[1]]))
+    told = pointed(i, k)
+    assert float(told["activation"]) == near(e["acts"][i][e["at"][i] + k - 4])
+    assert float(told["its loss without the feature"].split()[0]) == near(e["effect"][i][k])
+    assert float(told["by the direct path alone"].split()[0]) == near(e["direct"][i][k])
+    both = [float(v) for v in told["its probability with, without"].split(", ")]
+    want = np.exp([e["clean"][i][k], e["clean"][i][k] - e["effect"][i][k]])
+    np.testing.assert_allclose(both, want, rtol=6e-3)
+    assert float(pointed(0, 4)["activation"]) == near(r["max"])
+    said = browser.execute_script("return [...document.querySelectorAll('#tip div')].map(d => d.innerText)")
+    for line, name in zip(said, ("up", "down"), strict=True):
+        found = [float(v) for v in re.findall(r"([+-][\d.e-]+)(?:, |$)", line)]
+        np.testing.assert_allclose(found, e[name][1][0][:5], rtol=6e-2)
+
+
+def test_split_pages_lead_to_each_other(browser, made, tmp_path):
+    files = page.write(tmp_path / "many.html", made[5], "many", PIECES, a_file=8)
+    browser.get(f"file://{files[-1]}")
+    wait(browser, "document.getElementById('main').dataset.view === 'index'")
+    browser.find_elements("css selector", ".index tbody a")[7].click()
+    wait(browser, "document.getElementById('main').dataset.view === '7' && document.title.startsWith('7')")
+    assert files[0].name in browser.current_url
+    browser.find_element("tag name", "body").send_keys("j")  # into the next file
+    wait(browser, "document.getElementById('main').dataset.view === '8' && document.title.startsWith('8')")
+    assert files[1].name in browser.current_url
+    browser.find_element("tag name", "body").send_keys("k")
+    wait(browser, "document.getElementById('main').dataset.view === '7' && document.title.startsWith('7')")
+    browser.get(f"file://{files[0]}#9")
+    wait(browser, "document.getElementById('main').innerText.includes('in another file')")
+    browser.find_element("css selector", "#main a").click()
+    wait(browser, "document.getElementById('main').dataset.view === '9' && document.title.startsWith('9')")
+    assert files[1].name in browser.current_url
+    browser.find_element("css selector", "nav a").click()
+    wait(browser, "document.getElementById('main').dataset.view === 'index'")
+    assert browser.current_url.split("#")[0].endswith("many.html")
+    assert not errors(browser)
+
+
+def test_dark_print_and_names_for_screen_readers(browser, made):
+    opened(browser, made, "2")
+    look = "return getComputedStyle(document.body).backgroundColor + getComputedStyle(document.body).color"
+    light = browser.execute_script(look)
+
+    def emulate(media="", scheme="light"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+            "media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]
+        })  # fmt: skip
+
+    try:
+        emulate(scheme="dark")
+        assert browser.execute_script(look) != light
+        emulate(media="print")
+        hidden = "return [...document.querySelectorAll('nav, header form, .line button')].every(n => !n.offsetParent)"
+        assert browser.execute_script(hidden)
+        assert browser.execute_script("return document.querySelectorAll('.line').length") > 5
+    finally:
+        emulate()
+    for where in ("2", "map", ""):
+        opened(browser, made, where)
+        nameless = browser.execute_script(
+            "return [...document.querySelectorAll('svg, button, input, #main a, section')].filter(n => !("
+            "n.getAttribute('aria-label') || n.textContent.trim() || n.labels?.length || n.querySelector('h3')"
+            ")).length"
+        )
+        assert nameless == 0
+        stops = browser.execute_script("return document.querySelectorAll('#main svg a:not([tabindex=\"-1\"])').length")
+        assert stops == 0
+
+
+def test_a_world_s_page_in_the_browser(browser, tmp_path):
+    rng = np.random.default_rng(0)
+    features = np.where(rng.random((300, 4)) < 0.3, rng.random((300, 4)), 0).astype(np.float32)
+    params = {"W_enc": np.eye(4), "b_enc": np.zeros(4), "W_dec": np.eye(4), "b_dec": np.zeros(4)}
+    one = SAE(Architecture(4, 4, "relu"), {n: a.astype(np.float32) for n, a in params.items()})
+    page.write(tmp_path / "w.html", worlds.records(one, features, features, np.eye(4), range(4)), "a world",
+               worlds.pieces(4))  # fmt: skip
+    browser.get(f"file://{tmp_path / 'w.html'}#1")
+    wait(browser, "document.getElementById('main').dataset.view === '1'")
+    said = browser.execute_script("return document.getElementById('main').innerText")
+    assert "generator g1 is on" in said
+    assert "on all samples" in said
+    assert "half of the texts" not in said
+    assert not errors(browser)
+
+
 def test_search_sort_map_texts_and_number(browser, made):
     opened(browser, made, "")
     box = browser.find_element("id", "search")
@@ -301,6 +550,13 @@ def test_search_sort_map_texts_and_number(browser, made):
     largest = max(made[5], key=lambda r: r["max"])["n"]
     assert rows()[0].split()[0] == str(largest)
     assert browser.find_element("css selector", "th[data-key=max]").get_attribute("aria-sort") == "descending"
+    for key, value in (("density", lambda r: r["density"]), ("effect", lambda r: r.get("effect")),
+                       ("stability", page.stability)):  # fmt: skip
+        for down in (True, False):
+            browser.find_element("css selector", f"th[data-key={key}] button").click()
+            known = [r for r in made[5] if value(r) is not None]
+            want = sorted(known, key=value, reverse=down)[0]["n"]
+            assert value(made[5][int(rows()[0].split()[0])]) == value(made[5][want])
     opened(browser, made, "map")
     assert browser.execute_script("return document.querySelectorAll('svg circle').length") == 20
     opened(browser, made, "prompts")

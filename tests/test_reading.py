@@ -1,5 +1,6 @@
 """Dashboards and steering as commands, on small models made here; the helpers of the four questions by hand."""
 
+import importlib
 import json
 import os
 import re
@@ -14,10 +15,13 @@ from flax import nnx
 from scipy import sparse
 from test_language import folder, run  # noqa: F401
 
-from experiments import reading
-from experiments.lm import monosemantic, splitting
+from experiments import language, reading
+from experiments.lm import dashboard, monosemantic, predictable, splitting, universality
+from experiments.lm import steer as steer_command
 from superpose.dashboard import page, worlds
+from superpose.interp import steer
 from superpose.lm import checkpoints, text
+from superpose.lm.python_source import python_source
 from superpose.lm.transformer import Config, Transformer
 from superpose.sae import formats
 from superpose.sae.model import SAE, Architecture
@@ -82,6 +86,18 @@ def test_a_page_of_all_features(folder, saes, tmp_path):  # noqa: F811
     assert found[3]["why"]["detection"] in (0.5, None)
     theirs = json.loads((tmp_path / "np" / "3.json").read_text())
     assert theirs["index"] == "3"
+    assert theirs.keys() == {
+        "modelId", "layer", "index", "activations", "frac_nonzero", "maxActApprox", "decoder_weights_dist",
+        "correlated_features_indices", "correlated_features_pearson", "correlated_features_l1", "neg_str",
+        "neg_values", "pos_str", "pos_values", "freq_hist_data_bar_heights", "freq_hist_data_bar_values",
+        "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "neuron_alignment_indices",
+        "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices", "correlated_neurons_pearson",
+        "correlated_neurons_l1", "dataset", "n_prompts", "n_tokens",
+    }  # fmt: skip
+    assert (theirs["dataset"], theirs["n_tokens"]) == ("texts", int(arrays["tokens"]))
+    assert len({len(theirs[f"correlated_neurons_{part}"]) for part in ("indices", "pearson", "l1")}) == 1
+    for one in theirs["activations"]:
+        assert len(one["tokens"]) == len(one["values"]) > one["qualifying_token_index"]
     assert theirs["frac_nonzero"] == pytest.approx(arrays["density"][3])
     groups = [g for g in found[3]["groups"] if g[0] not in ("random", "silent")]
     assert len(theirs["activations"]) == sum(last - first for *_, first, last in groups)
@@ -104,6 +120,8 @@ def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):
     (tmp_path / "unknown.json").write_text('{"24": "x"}')
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.txt").write_text("")
     target = tmp_path / "page.html"
     for changes, said in (
         ({"sae": str(tmp_path / "wide")}, "the SAE reads 20 numbers and resid_post.0 has 16"),
@@ -114,6 +132,10 @@ def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):
         ({"labels": str(tmp_path / "unknown.json")}, "labels 1 latents that the SAE has not, 24 first"),
         ({"labels": str(tmp_path / "list.json")}, "must map numbers of latents to labels"),
         ({"corpus.path": str(tmp_path / "empty")}, "no file|holds no text|is empty"),
+        ({"corpus.path": str(tmp_path / "blank")}, "holds no text"),
+        ({"doses": (1e38,), "features": (1,)}, "must be finite and below|take smaller strengths"),
+        ({"site": "mlp_post.1"}, r"the SAE reads 16 numbers and mlp_post\.1 has 32"),
+        ({"site": "resid_post.1", "reads": "resid_post.0"}, "a transcoder must read before it writes, in one layer"),
         ({"others": (str(tmp_path / "wide"),)}, "reads 20 numbers, and"),
         ({"page": str(tmp_path / "page.txt")}, "must end in .html"),
         ({"judge": "nowhere:at_all"}, "judge 'nowhere:at_all' can't be loaded .*: name it as package.module:function"),
@@ -125,6 +147,45 @@ def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):
             run("dashboard", tmp_path, **of)
         assert "\n" not in str(error.value)
         assert not target.exists()
+
+
+def test_a_page_that_was_stopped_goes_on_with_the_features_it_has(folder, saes, tmp_path, monkeypatch):  # noqa: F811
+    """Killed in its second block, it makes the first no second time, and the page is that of a run without a stop."""
+    of = settings(folder, saes, features=(), tokens=2000, ablations=False, doses=(), prompts=("def f(x):", "import"))
+    monkeypatch.setattr(dashboard, "BLOCK", 10)
+    (tmp_path / "whole").mkdir()
+    run("dashboard", tmp_path / "whole", **of)
+    real, asked = dashboard.records, []
+
+    def dies(subject, some, **more):
+        asked.append(list(some))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(subject, some, **more)
+
+    monkeypatch.setattr(dashboard, "records", dies)
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run("dashboard", tmp_path / "cut", **of)
+    assert not list((tmp_path / "cut").glob("*.html"))
+    run("dashboard", tmp_path / "cut", **of)
+    assert [some[0] for some in asked] == [0, 10, 10, 20]
+    pages = [(tmp_path / name / "dashboard.html").read_text() for name in ("whole", "cut")]
+    assert pages[0] == pages[1]
+    about = json.loads(re.search(r'id="about">(.*?)</script>', pages[0], re.DOTALL).group(1))
+    model, tokenizer = language.read(str(folder / "model"))
+    sae = formats.read(saes / "a")
+    sae = SAE(sae.arch, sae.params)
+    assert [p["name"] for p in about["prompts"]] == ["def f(x):", "import"]
+    for said, shown in zip(("def f(x):", "import"), about["prompts"], strict=True):
+        ids = [tokenizer.bos, *tokenizer.encode(said).ids.tolist()]
+        assert shown["ids"] == ids
+        acts = np.asarray(sae.encode(model(np.array([ids]), capture=["resid_post.0"]).captured["resid_post.0"]))[0]
+        assert shown["features"][0] == []  # what begins every text
+        for t, here in enumerate(shown["features"][1:], 1):
+            assert len(here) == min(8, (acts[t] > 0).sum())
+            for n, act, _ in here:
+                assert act == pytest.approx(acts[t, n], abs=1e-3)
 
 
 def test_a_disk_that_refuses_leaves_the_old_page(folder, saes, tmp_path, monkeypatch):  # noqa: F811
@@ -157,6 +218,20 @@ def test_steering_as_a_command(folder, saes, tmp_path):  # noqa: F811
     scaled, _ = run("steer", tmp_path, **settings(folder, saes, features=(1,), rule="scale", strengths=(0.0, 1.0, 3.0)))
     assert scaled["feature_kl"][1] == pytest.approx(0, abs=1e-6)  # times 1
     assert scaled["feature_kl"][2] > 0
+
+
+@pytest.mark.parametrize(("where", "same"), [("generated", True), ("prompt", False), ("all", False)])
+def test_the_first_token_written_is_steered_with_the_prompt_alone(folder, saes, tmp_path, where, same):  # noqa: F811
+    """What is generated has no say in it; the other two push the prompt's last token."""
+    model, tokenizer = language.read(str(folder / "model"))
+    found = formats.read(saes / "a")
+    config = importlib.import_module("configs.lm.steer").get_config("quick")
+    config.update({"where": where, "prompts": ("def f(", "import x"), "samples": 3, "tokens": 1, "temperature": 1e-3})
+    pushed = steer.steering(model.config, SAE(found.arch, found.params), "resid_post.0", [steer.Change(3, "add", 1.0)])
+    out = steer_command._written(
+        config, prng.key(0), model, tokenizer, pushed, np.array([0.0, 300.0]), np.ones(1), None, None
+    )
+    assert (out["texts"][0] == out["texts"][1]).all() == same
 
 
 @pytest.mark.parametrize(
@@ -207,6 +282,53 @@ def test_a_hugging_face_folder_with_an_sae_that_knows_folded_norms(tmp_path):
     np.testing.assert_allclose(arrays["max"], acts.max((0, 1))[[1, 2]], rtol=1e-3)
     plain = checkpoints.read(place)(contexts.tokens, capture=["mlp_in.1"]).captured["mlp_in.1"]
     assert float(np.abs(plain - x).max()) > 1e-2  # the two models differ there
+    (tmp_path / "steer").mkdir()
+    export(tmp_path / "res", site="resid_post.1", weight_processing=processed)
+    other = formats.read(tmp_path / "res")
+    acts = SAE(other.arch, other.params).encode(
+        model(contexts.tokens, capture=["resid_post.1"]).captured["resid_post.1"]
+    )
+    same = {k: v for k, v in of.items() if k not in ("tokens", "features")}
+    steered, _ = run("steer", tmp_path / "steer", **same, sae=str(tmp_path / "res"),
+                     features=(int(np.asarray(acts).max((0, 1)).argmax()),))  # fmt: skip
+    assert steered["nowhere"] == 0
+    assert (steered["feature_kl"][steered["strengths"] != 0] > 0).all()
+
+
+@pytest.mark.ci
+def test_a_gemma_scope_sae_and_a_transcoder_on_labelled_texts(folder, tmp_path):  # noqa: F811
+    """JumpReLU weights without a word on their site, and one that reads another site than it writes; labels explain."""
+    rng = np.random.default_rng(0)
+    jump, across = Architecture(16, 24, "jumprelu"), Architecture(16, 20, "relu", d_out=16, center=False)
+    params = {n: (rng.normal(size=s) * 0.5).astype(np.float32) for n, s in jump.shapes().items()}
+    params["threshold"] = np.full(24, 0.4, np.float32)
+    formats.write_gemma_scope(tmp_path / "scope" / "params.npz", jump, params)
+    (tmp_path / "across").mkdir()
+    other = {n: (rng.normal(size=s) * 0.5).astype(np.float32) for n, s in across.shapes().items()}
+    about = formats.Metadata(model="m", site="mlp_in.1", site_out="mlp_out.1")
+    formats.write_saelens(tmp_path / "across", across, other, about)
+    model, tokenizer = language.read(str(folder / "model"))
+    of = {"model": str(folder / "model"), "corpus.kind": "python source", "corpus.modules": ("json", "bisect"),
+          "context": 32, "tokens": 2500, "features": (1, 2)}  # fmt: skip
+    for name, changes, reads in (
+        ("scope", {"sae": str(tmp_path / "scope" / "params.npz"), "site": "resid_post.1"}, "resid_post.1"),
+        ("across", {"sae": str(tmp_path / "across")}, "mlp_in.1"),
+    ):
+        workdir = tmp_path / f"run_{name}"
+        workdir.mkdir()
+        arrays, _ = run("dashboard", workdir, **of, **changes)
+        found = dict(re.findall(r'id="f(\d+)">([^<]*)<', (workdir / "dashboard.html").read_text()))
+        assert page.unpack(found["1"])["why"]["text"]
+        one = formats.read(changes["sae"])
+        texts = text.contexts(python_source(("json", "bisect")), tokenizer, 32, tokens=2500)
+        acts = SAE(one.arch, one.params).encode(model(texts.tokens, capture=[reads]).captured[reads])
+        keep = texts.mask & ~np.isin(texts.tokens, tokenizer.special)
+        want = np.where(keep[..., None], acts, 0).max((0, 1))[[1, 2]]
+        np.testing.assert_allclose(arrays["max"], want, rtol=1e-3)
+        same = {k: v for k, v in of.items() if k != "tokens"}
+        steered, claims = run("steer", workdir, **{**same, "features": (1,)}, **changes)
+        assert claims[1].measured == 0
+        assert steered["feature_kl"][-1] > 0
 
 
 @test_language.real
@@ -270,6 +392,82 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere():
     assert not np.array_equal(np.sort(old["W_E"], 0), np.sort(new["W_E"], 0))  # not within rows or columns alone
 
 
+def test_directions_are_matched_with_their_sign():
+    """A row's opposite is no match; rows beyond the other side's are left out; random rows stand for chance."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(6, 40))
+    b = np.concatenate([a[[2, 0, 1]] + 0.01 * rng.normal(size=(3, 40)), -a[[3]], rng.normal(size=(1, 40))])
+    live = np.array([True, True, True, True, False, True])
+    found = universality._matched(a, b, live, np.ones(5, bool))
+    assert (found[:3] > 0.99).all()
+    assert np.isnan(found[4])
+    assert found[3] < 0.6
+    chance = universality._matched(rng.normal(size=(200, 40)), rng.normal(size=(200, 40)), np.ones(200, bool),
+                                   np.ones(200, bool))  # fmt: skip
+    assert 0.2 < np.median(chance) < 0.6
+    x, y = rng.normal(size=(500, 3)), rng.normal(size=(500, 4))
+    y[:, 2] = x[:, 1] + 0.1 * rng.normal(size=500)
+    r, which = universality._closest(x, y)
+    assert which[1] == 2
+    assert r[1] == pytest.approx(np.corrcoef(x[:, 1], y[:, 2])[0, 1])
+    assert r[0] == pytest.approx(np.corrcoef(x.T, y.T)[0, 3:].max())
+
+
+def universal(r, chance, neurons, cosine):
+    """Results of three SAEs of 60 latents: how well each is found again grows with how often it is on."""
+    config = importlib.import_module("configs.lm.universality").get_config("quick")
+    slope = np.linspace(-0.02, 0.02, 60)
+    results = {"on": np.tile(np.arange(30, 90), (3, 1)), "kept": 1000, "neurons": np.full(40, neurons),
+               "neurons_draws": np.full(100, neurons), "cosine_chance": np.full((3, 60), 0.3)}  # fmt: skip
+    for name in universality.OTHERS:
+        pairs = [(0, 1), (0, 2), (1, 2)] if name == "another seed" else [(i, i) for i in range(3)]
+        moved = np.array([[0.0], [0.005], [-0.005]])
+        results |= {f"pairs_{name}": np.array(pairs), f"r_{name}": r + slope + moved,
+                    f"chance_{name}": np.full((3, 60), chance), f"cosine_{name}": np.full((3, 60), cosine) + moved,
+                    f"draws_{name}": np.full(100, r),
+                    f"shared_draws_{name}": np.full(100, float(r >= 0.7))}  # fmt: skip
+    return [c.holds for c in universality.claims(results, config)]
+
+
+def test_claims_of_universality_hold_where_they_are_planted_and_nowhere_else():
+    assert universal(0.72, 0.1, 0.46, 0.8) == [True] * 7
+    assert universal(0.2, 0.2, 0.25, 0.3) == [False, False, False, False, False, False, True]
+
+
+def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
+    config = importlib.import_module("configs.lm.predictable").get_config("quick")
+    config.strengths, config.patterns, config.pushes = (-1.0, 0.1, 1.0), (("comment", "#"),), (1.0, 2.0)
+    rng, x = np.random.default_rng(0), np.array([-1.0, 0.1, 1.0])
+
+    def judged(agreement, effect, share):
+        size = rng.uniform(1, 2, 30)
+        seen = effect * size[:, None] * x + (0 if effect else rng.normal(size=(30, 3)))
+        agreed = np.stack([np.full((30, 3), v) for v in (1.0, agreement, agreement)], -1)
+        results = {
+            "feature_gradient": agreed, "feature_direct": agreed, "feature_wanted": seen,
+            "feature_gradient_wanted": size[:, None] * x, "ablated_gradient": agreed[:, 0],
+            "seed": np.repeat([0, 1], 15),
+            "written_share": np.stack([np.outer((0, share / 2, share), np.ones(8)), np.zeros((3, 8))])[None],
+            "written_loss": np.ones((1, 2, 3, 8)),
+            **{f"{name}_wanted": seen[:, 2] + (-0.5 if effect else 0.5) for name in predictable.CONTROLS},
+        }  # fmt: skip
+        return [c.holds for c in predictable.claims(results, config)]
+
+    assert all(judged(0.99, 1.0, 0.6))
+    assert not any(judged(0.1, 0.0, 0.0))
+
+
+def test_intervals_over_pairs_of_seeds():
+    """Wider than pairs that share no seed would give: the jackknife over seeds."""
+    pairs = np.array([(0, 1), (0, 2), (1, 2)])
+    mean, low, high = reading.over_pairs(np.array([1.0, 2.0, 4.0]), pairs)
+    assert mean == pytest.approx(7 / 3)
+    error = np.sqrt(2 / 3 * sum((v - 7 / 3) ** 2 for v in (1, 2, 4)))
+    assert high - mean == pytest.approx(4.302653 * error, rel=1e-5)
+    assert mean - low == pytest.approx(high - mean)
+    assert np.isnan(reading.over_pairs(np.array([1.0]), pairs[:1])[1])
+
+
 def test_intervals_over_seeds():
     mean, low, high = reading.over_seeds(np.array([1.0, 2.0, 3.0]))
     assert (mean, high - mean) == (2.0, pytest.approx(4.303 / np.sqrt(3), abs=1e-3))  # Student's t, two degrees
@@ -277,7 +475,7 @@ def test_intervals_over_seeds():
     mean, low, high = reading.over_seeds(np.array([5.0]))
     assert mean == 5
     assert np.isnan([low, high]).all()
-    assert reading.said(low, high) == "one seed, no interval"
+    assert reading.said(low, high) == "too few seeds for an interval"
 
 
 def test_nested_labels_and_what_absorbs_the_parent():

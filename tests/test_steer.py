@@ -150,6 +150,20 @@ def test_generation_with_a_cache_is_steered_like_whole_passes(part):
     assert not np.array_equal(got, generate(m, prompt, 6, pad=pad))
 
 
+def test_what_is_written_is_judged_by_the_model_that_is_not_steered():
+    m, s = model(), sae()
+    prompt, pad = tokens(3, 4), np.array([0, 2, 1])
+    steered = steering(m.config, s, "resid_post.0", [Change(2, "add", 8.0)])
+    new, loss = steer.write(m, steered, prompt, pad, jax.random.key(0), 6, 0.7)
+    whole = np.concatenate([prompt, new], 1)
+    said = jax.nn.log_softmax(m(whole, pad=pad).logits)
+    other = jax.nn.log_softmax(m(whole, pad=pad, edits=steered.edits()).logits)
+    for row in range(3):
+        clean, moved = (-np.mean([float(x[row, t - 1, whole[row, t]]) for t in range(4, 10)]) for x in (said, other))
+        assert float(loss[row]) == pytest.approx(clean, abs=1e-4)
+        assert abs(clean - moved) > 0.01
+
+
 def test_strengths_of_a_batch_may_differ():
     m, s, x = model(), sae(), np.repeat(tokens(1), 3, 0)
     one = steering(m.config, s, "mlp_out.0", [Change(2, "clamp", 1.0)])

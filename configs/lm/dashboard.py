@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.features = ()  # latents shown; none is all
     c.ablations = True  # take latents out of their examples, later layers run again
     c.doses = (-1.0, 0.0, 1.0, 2.0, 4.0)  # strengths of steering, in units of the largest activation; () leaves it out
+    c.prompts = ()  # texts of your own whose tokens are shown with their features; none takes some of the corpus
     c.judge = ""  # "package.module:function", (explanation, texts) -> 0 to 1 each: scores detection and fuzzing
     c.labels = ""  # a file {"17": "a label"}
     c.codes = ""  # a folder for the sparse activations, that other runs read again; "" is in the work directory

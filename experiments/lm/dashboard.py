@@ -14,7 +14,7 @@ from superpose import plot
 from superpose.dashboard import page
 from superpose.dashboard.records import Ablations, Subject, places, records
 from superpose.interp import codes, compare, judge
-from superpose.lm import text
+from superpose.lm import sites, text
 from superpose.sae import formats
 from superpose.sae.model import SAE
 from superpose.train.checkpoint import write_all_atomically, write_atomically
@@ -137,14 +137,16 @@ def run(config, key, workdir):
         files = page.write(
             place, complete(), title, tokenizer.pieces, documents=contexts.names,
             note=note,
-            prompts=_prompts(subject, contexts, shown), plan=plan.result,
+            prompts=_prompts(subject, *_own(config, tokenizer, contexts), shown, config.passes), plan=plan.result,
         )  # fmt: skip
     say(f"pages: {files[-1]}" + (f" and {len(files) - 1} beside" if len(files) > 1 else ""))
     if config.neuronpedia:  # records that stand on disk are read again: all of them, or none, are there
         again = _kept(subject, shown, ablations, config, ask, workdir / "records" / codes.facts_digest(made_of))
         write_all_atomically({
             Path(config.neuronpedia) / f"{r['n']}.json":
-                json.dumps(page.neuronpedia(r, tokenizer.pieces, Path(config.model).name, reads)).encode()
+                json.dumps(page.neuronpedia(
+                    r, tokenizer.pieces, Path(config.model).name, reads, corpus.name, len(contexts.tokens), held.kept
+                )).encode()
             for r in again
         })  # fmt: skip
     return {"latents": np.array(shown), "tokens": np.asarray(held.kept), **{k: np.array(v) for k, v in kept.items()}}
@@ -180,35 +182,40 @@ def _judged(record, subject, ask, seed):
         record["why"][name] = None if np.isnan(value) else round(value, 4)
 
 
-def _prompts(subject, contexts, shown, most=6, features=8):
-    """Texts spread over the corpus, with the strongest of the latents shown on each token."""
-    n, C = contexts.tokens.shape
-    largest = {}
-    chosen = np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
-    found: list[list[list]] = [[[] for _ in range(contexts.lengths[c])] for c in chosen]
-    for start in range(0, len(shown), 256):
-        some = shown[start : start + 256]
-        held = subject.codes.columns(some)
-        for j, top in zip(some, held.max(0).toarray().ravel(), strict=True):
-            largest[j] = float(top)
-        rows = held.tocsr()
-        for texts, c in zip(found, chosen, strict=True):
-            for t, here in enumerate(texts):
-                one = rows[[c * C + t]]
-                here += [(some[int(j)], float(v)) for j, v in zip(one.indices, one.data, strict=True)]
+def _own(config, tokenizer, contexts, most=6):
+    """Contexts whose tokens are shown with their features: those of ``config.prompts``, or some of the corpus; and how
+    they are called."""
+    if not config.prompts:
+        some = contexts.rows(np.unique(np.linspace(0, len(contexts.tokens) - 1, most).astype(int)))
+        return some, [contexts.names[document] for document in some.documents]
+    given = text.Corpus("prompts", lambda: (text.Document(p[:60], p) for p in config.prompts))
+    own = text.contexts(given, tokenizer, config.context, bos=config.bos)
+    return own, [own.names[document] for document in own.documents]
+
+
+def _prompts(subject, contexts, names, shown, passes, features=8):
+    """Texts with the strongest of the latents shown on each token, as shares of their largest on the corpus."""
+    largest = np.concatenate([
+        subject.codes.columns(shown[i : i + 256]).max(0).toarray().ravel() for i in range(0, len(shown), 256)
+    ])  # fmt: skip
+    run = sites.capture(subject.model, [subject.reads])
+    found = []
+    for start in range(0, len(contexts.tokens), passes):
+        tokens = contexts.tokens[start : start + passes]
+        acts = np.asarray(subject.sae.encode(run(tokens)[subject.reads]))[..., shown]
+        found += list(np.where(np.isin(tokens, subject.special)[..., None], 0, acts))
+    part = [np.divide(a, largest, out=np.zeros_like(a), where=largest > 0) for a in found]
+    order = [np.argsort(-p, axis=-1, kind="stable")[:, :features] for p in part]
     return [
         {
-            "name": contexts.names[contexts.documents[c]],
-            "ids": contexts.tokens[c, : contexts.lengths[c]].tolist(),
+            "name": name,
+            "ids": ids[:length].tolist(),
             "features": [
-                [
-                    [j, round(v, 4), round(v / largest[j], 4)]
-                    for j, v in sorted(here, key=lambda p: -p[1] / largest[p[0]])[:features]
-                ]
-                for here in texts
+                [[shown[j], round(float(a[t, j]), 4), round(float(p[t, j]), 4)] for j in o[t] if a[t, j] > 0]
+                for t in range(length)
             ],
         }
-        for texts, c in zip(found, chosen, strict=True)
+        for name, ids, length, a, p, o in zip(names, contexts.tokens, contexts.lengths, found, part, order, strict=True)
     ]
 
 

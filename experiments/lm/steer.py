@@ -240,7 +240,7 @@ def claims(results, config):
 
 
 def tables(results, config):
-    """The dose-response, and what was written at each strength."""
+    """The dose-response, and what was written, one column a strength."""
     held = io.StringIO()
     out = csv.writer(held, lineterminator="\n")
     fields = [f"{name}_{field}" for name in NAMES for field in ("wanted", "kl", "loss")]
@@ -255,11 +255,10 @@ def tables(results, config):
         out.writerow([f"{strength:g}", *(f"{v:.6g}" for v in numbers)])
     written = io.StringIO()
     out = csv.writer(written, lineterminator="\n")
-    out.writerow(["prompt", "strength", "sample", "loss", "text"])
+    strengths = [f"{strength:g}" for strength in results["strengths"]]
+    out.writerow(["prompt", "sample", *strengths, *(f"loss at {s}" for s in strengths)])
     for p, prompt in enumerate(config.prompts):
-        for i, strength in enumerate(results["strengths"]):
-            for s in range(results["texts"].shape[2]):
-                out.writerow(
-                    [prompt, f"{strength:g}", s, f"{results['text_loss'][i, p, s]:.4f}", str(results["texts"][i, p, s])]
-                )
+        for s in range(results["texts"].shape[2]):
+            losses = [f"{loss:.4f}" for loss in results["text_loss"][:, p, s]]
+            out.writerow([prompt, s, *map(str, results["texts"][:, p, s]), *losses])
     return {"": held.getvalue(), "written": written.getvalue()}

@@ -1,6 +1,8 @@
 """Pages: records written as HTML files that hold their own scripts, styles and data and ask no network for anything."""
 
 import base64
+import glob
+import hashlib
 import html
 import json
 import string
@@ -60,9 +62,10 @@ def ids_in(record: Mapping[str, Any]) -> set[int]:
 
 
 def stability(record: Mapping[str, Any]) -> float | None:
-    """Mean of the best correlations with latents of the other SAEs; None where there are none."""
-    best = [scores[0] for _, scores in record.get("others", {}).values() if scores]
-    return float(np.mean(best)) if best else None
+    """Mean of the best correlations with latents of the other SAEs, 0 for one in which nothing correlates; None of a
+    latent that is silent, and where there are no other SAEs."""
+    best = [scores[0] if scores else 0.0 for _, scores in record.get("others", {}).values()]
+    return float(np.mean(best)) if best and record["on"] else None
 
 
 class Index:
@@ -114,8 +117,9 @@ def write(
 ) -> list[Path]:
     """Writes pages of all records; more than ``a_file`` go to files beside, and ``path`` is their index.
 
-    Files are whole or not there; the index is written last. Packed records (5 to 20 kB each) are held until then, for
-    each file says where the others are.
+    Files are whole or not there; the index is written last. The files beside it carry a digest of all records in their
+    names, so that an index never leads to another run's; those of an older index are removed when the new one stands.
+    Packed records (5 to 20 kB each) are held until then, for each file says where the others are.
 
     Args:
         path: ends in .html.
@@ -138,16 +142,14 @@ def write(
     path = named(path)
     title, note = _clean(title), _clean(note)
     documents = [_clean(name) for name in documents]
-    index, files = Index(), []
+    index, files, digest = Index(), [], hashlib.sha256()
     packed: list[tuple[int, str]] = []
     used: set[int] = set()
-    ranges: list[tuple[int, int, str]] = []
 
-    def flush(last: bool) -> None:
+    def flush() -> None:
         start = len(index.columns["n"]) - len(packed)
-        name = path.name if last and not ranges else f"{path.stem}-{len(ranges):03d}.html"
-        ranges.append((index.columns["n"][start], index.columns["n"][-1], name))
-        files.append((name, list(packed), set(used), start))
+        ends = (index.columns["n"][start], index.columns["n"][-1])
+        files.append((ends, list(packed), set(used), start))
         packed.clear()
         used.clear()
 
@@ -156,15 +158,19 @@ def write(
         if index.columns["n"] and record["n"] <= index.columns["n"][-1]:
             raise ValueError("records must come in ascending order of their latents")
         if len(packed) == a_file:
-            flush(False)
+            flush()
         index.add(record)
         packed.append((record["n"], pack(record)))
+        digest.update(packed[-1][1].encode())
         used |= ids_in(record)
     if not index.columns["n"]:
         raise ValueError("there is no latent to show: name at least one")
-    flush(True)
+    flush()
+    beside = f"{path.stem}-{digest.hexdigest()[:8]}"
+    names = [path.name] if len(files) == 1 else [f"{beside}-{i:03d}.html" for i in range(len(files))]
+    ranges = [] if len(files) == 1 else [(*ends, name) for (ends, *_), name in zip(files, names, strict=True)]
     common = {"title": title, "note": note, "near": NEAR, "documents": list(documents), "home": path.name,
-              "files": [] if len(ranges) == 1 else ranges}  # fmt: skip
+              "files": ranges}  # fmt: skip
     said = {i for text in prompts for i in text["ids"]}
 
     def page(
@@ -191,19 +197,34 @@ def write(
         place, more["map"] = plan()
         everything |= {name: [round(float(v), 4) for v in place[:, i]] for i, name in enumerate("xy")}
     if len(files) == 1:
-        return [page(path.name, files[0][1], files[0][2] | said, everything, **more)]
-    made = [page(name, held, ids, index.part(start, start + len(held))) for name, held, ids, start in files]
-    return [*made, page(path.name, [], said, everything, **more)]
+        made = [page(path.name, files[0][1], files[0][2] | said, everything, **more)]
+    else:
+        made = [
+            page(name, held, ids, index.part(start, start + len(held)))
+            for name, (_, held, ids, start) in zip(names, files, strict=True)
+        ]
+        made.append(page(path.name, [], said, everything, **more))
+    for old in path.parent.glob(f"{glob.escape(path.stem)}-{'[0-9a-f]' * 8}-{'[0-9]' * 3}.html"):
+        if old not in made:
+            old.unlink()
+    return made
 
 
 # --- other people's formats -------------------------------------------------------------------------------------------
 
 
-def neuronpedia(record: Mapping[str, Any], pieces: Sequence[bytes], model: str, layer: str) -> dict[str, Any]:
+def neuronpedia(
+    record: Mapping[str, Any], pieces: Sequence[bytes], model: str, layer: str, dataset: str, prompts: int, tokens: int
+) -> dict[str, Any]:
     """A record in the JSON of Neuronpedia's exporter (SAEDashboard's, of May 2026), one feature.
 
-    What a record does not hold (decoder norms by head, DFA, correlated features of the same SAE) is left empty. Loss
-    effects, random and silent examples have no place there; they are left out.
+    Args:
+        model, layer: as Neuronpedia shall call the model and the SAE.
+        dataset, prompts, tokens: name of the texts, how many contexts they fill, and how many tokens.
+
+    What a record does not hold (decoder norms by head, DFA, correlated features of the same SAE) is left empty, and
+    the cosines beside the correlations of neurons are 0. Loss effects, random and silent examples have no place there;
+    they are left out.
     """
     say = lambda ids: [written(pieces[i]) for i in ids]  # noqa: E731
     e, activations = record["examples"], []
@@ -217,6 +238,7 @@ def neuronpedia(record: Mapping[str, Any], pieces: Sequence[bytes], model: str, 
                 "qualifying_token_index": e["at"][i], "dfa_values": [], "dfa_maxValue": 0, "dfa_targetIndex": 0,
             })  # fmt: skip
     found: dict[str, Any] = {"modelId": model, "layer": layer, "index": str(record["n"]), "activations": activations,
+                             "dataset": dataset, "n_prompts": prompts, "n_tokens": tokens,
                              "frac_nonzero": record["density"], "maxActApprox": record["max"],
                              "decoder_weights_dist": [], "correlated_features_indices": [],
                              "correlated_features_pearson": [], "correlated_features_l1": []}  # fmt: skip
@@ -233,7 +255,7 @@ def neuronpedia(record: Mapping[str, Any], pieces: Sequence[bytes], model: str, 
     found |= {"neuron_alignment_indices": numbers, "neuron_alignment_values": values, "neuron_alignment_l1": shares}
     numbers, values = record.get("neurons", ([], []))
     return found | {"correlated_neurons_indices": numbers, "correlated_neurons_pearson": values,
-                    "correlated_neurons_l1": []}  # fmt: skip
+                    "correlated_neurons_l1": [0.0] * len(numbers)}  # fmt: skip
 
 
 def labels(path: str | Path, latents: int) -> dict[int, str]:

@@ -216,7 +216,7 @@ class Subject:
         found: least correlation at which a latent counts as found there.
 
     Raises:
-        ValueError: the SAE's latents are signed.
+        ValueError: the SAE's latents are signed, or it is of other sites.
     """
 
     model: Transformer
@@ -239,6 +239,7 @@ class Subject:
             raise ValueError(
                 "pages show latents that are on or off, and those of this SAE are signed: take another SAE"
             )
+        steer.sites_of(self.model.config, self.sae.arch, self.site, self.reads)
 
     @cached_property
     def tokens(self) -> explain.Tokens:
@@ -425,7 +426,10 @@ def _record(subject, j, rows, values, e, effects, tokens, logits, close) -> dict
     if close is not None and len(rows):
         large = np.argsort(-close, kind="stable")[:3]
         out["neurons"] = [large.tolist(), _number(close[large])]
-    out["others"] = {name: [number[j].tolist(), _number(score[j])] for name, (number, score) in subject.matches.items()}
+    out["others"] = {
+        name: [number[j][number[j] >= 0].tolist(), _number(score[j][number[j] >= 0])]
+        for name, (number, score) in subject.matches.items()
+    }
     if subject.matches:
         out["found"] = [
             sum(bool(score[j, 0] >= subject.found) for _, score in subject.matches.values()),

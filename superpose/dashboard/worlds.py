@@ -81,8 +81,11 @@ def records(
                 "precision": _number(tp / max(tp + fp, 1)), "recall": _number(tp / max(tp + fn, 1)),
                 "F1": _number(2 * tp / max(2 * tp + fp + fn, 1)),
             },
-            "why": {"text": f"generator g{closest} is on", "f1": _number(2 * tp / max(2 * tp + fp + fn, 1)),
-                    "precision": _number(tp / max(tp + fp, 1)), "recall": _number(tp / max(tp + fn, 1)), "auroc": None},
+            "why": {
+                "text": f"generator g{closest} is on", "f1": _number(2 * tp / max(2 * tp + fp + fn, 1)),
+                "precision": _number(tp / max(tp + fp, 1)), "recall": _number(tp / max(tp + fn, 1)), "auroc": None,
+                "of": "all samples",
+            },
             "others": {}, "groups": [[name, *_number((low, high, share, mass)), first, last]
                                      for name, low, high, share, mass, first, last in e.groups],
             "examples": {

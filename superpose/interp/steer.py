@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from superpose.lm import sites
 from superpose.lm.transformer import At, Config, Transformer, generate, next_token_loss
-from superpose.sae.model import SAE
+from superpose.sae.model import SAE, Architecture
 
 RULES: dict[str, Callable] = {
     "add": lambda f, along, value: value,
@@ -127,6 +127,30 @@ class Steering:
         return jnp.where(goes, jnp.stack(parts, -1), 0.0) @ self.directions
 
 
+def sites_of(config: Config, arch: Architecture, site: str, reads: str | None = None) -> tuple[str, str]:
+    """The sites that an SAE of a model writes and reads, by the names that ``lm.sites`` has for them.
+
+    Args:
+        site, reads: as of ``steering``.
+
+    Raises:
+        ValueError: an unknown site, another width than the SAE's, or a transcoder that reads after it writes.
+    """
+    site = sites.resolve(config, site)
+    reads = site if reads is None else sites.resolve(config, reads)
+    for name, width, what in ((reads, arch.d_in, "reads"), (site, arch.out, "writes")):
+        if sites.width(config, name) != width:
+            raise ValueError(
+                f"the SAE {what} {width} numbers and {name} has {sites.width(config, name)}: it is of another site or "
+                "model"
+            )
+    if reads != site:
+        order = sites.names(config)
+        if reads.split(".")[-1] != site.split(".")[-1] or order.index(reads) > order.index(site):
+            raise ValueError(f"a transcoder must read before it writes, in one layer: it reads {reads}, writes {site}")
+    return site, reads
+
+
 def steering(
     config: Config,
     sae: SAE,
@@ -156,20 +180,9 @@ def steering(
         ValueError: no change, an unknown rule or site, an SAE of another width, a latent that it has not, or a value
             that is not finite.
     """
-    site = sites.resolve(config, site)
-    reads = site if reads is None else sites.resolve(config, reads)
     if not changes:
         raise ValueError("there is nothing to steer: give at least one change")
-    for name, width, what in ((reads, sae.arch.d_in, "reads"), (site, sae.arch.out, "writes")):
-        if sites.width(config, name) != width:
-            raise ValueError(
-                f"the SAE {what} {width} numbers and {name} has {sites.width(config, name)}: it is of another site or "
-                "model"
-            )
-    if reads != site:
-        order = sites.names(config)
-        if reads.split(".")[-1] != site.split(".")[-1] or order.index(reads) > order.index(site):
-            raise ValueError(f"a transcoder must read before it writes, in one layer: it reads {reads}, writes {site}")
+    site, reads = sites_of(config, sae.arch, site, reads)
     for change in changes:
         if change.rule not in RULES:
             raise ValueError(f"unknown rule {change.rule!r}: choose one of {', '.join(RULES)}")

@@ -49,6 +49,13 @@ function place(n) {
   return (file && file[2] !== about.file ? "./" + encodeURIComponent(file[2]) : "") + "#" + n;
 }
 
+function neighbour(n, step) {
+  const here = index.n.indexOf(n), files = about.files || [];
+  if (here < 0) return null;
+  const own = files.findIndex(f => f[2] === about.file), file = own < 0 ? undefined : files[own + step];
+  return index.n[here + step] ?? (file ? file[step > 0 ? 0 : 1] : null);
+}
+
 // ---- pictures
 
 function bars(histogram, label, width = 360, height = 90) {
@@ -161,7 +168,7 @@ function tokens(title, pair) {
   const most = Math.max(...pair[1].map(Math.abs), 1e-9);
   return make("table", {}, make("caption", {}, title), pair[0].map((id, i) => make("tr", {},
     make("td", {}, make("bdi", { style: `background: color-mix(in srgb, var(${pair[1][i] < 0 ? "--hurts" : "--helps"}) ${Math.round(45 * Math.abs(pair[1][i]) / most)}%, transparent)` }, quoted(id))),
-    make("td", { class: "number" }, (pair[1][i] > 0 ? "+" : "") + short(pair[1][i])))));
+    make("td", { class: "number", "data-id": id, "data-value": pair[1][i] }, (pair[1][i] > 0 ? "+" : "") + short(pair[1][i])))));
 }
 
 function others(title, heads, columns, links) {
@@ -175,16 +182,16 @@ async function feature(n) {
   const r = await record(n);
   if (+location.hash.slice(1) !== n) return;  // another was asked for meanwhile
   if (!r) {
-    main.replaceChildren(make("p", {}, rowOf.has(n) ? make("a", { href: place(n) }, `Feature ${n} is in another file.`) : `There is no feature ${n} here: they are listed in the index.`));
+    main.replaceChildren(make("p", {}, place(n) !== "#" + n ? make("a", { href: place(n) }, `Feature ${n} is in another file.`) : `There is no feature ${n} here: they are listed in the index.`));
     return;
   }
-  const all = index.n, here = all.indexOf(n);
+  const [before, after] = [neighbour(n, -1), neighbour(n, 1)];
   const side = make("section", { "aria-label": "About the feature" });
   side.append(make("h2", {}, `Feature ${n}`, r.name ? `: ${r.name}` : ""),
-    make("p", { class: "tools" }, here > 0 ? make("a", { href: place(all[here - 1]), rel: "prev" }, "previous") : "", " ", here < all.length - 1 ? make("a", { href: place(all[here + 1]), rel: "next" }, "next") : ""));
+    make("p", { class: "tools" }, before !== null ? make("a", { href: place(before), rel: "prev" }, "previous") : "", " ", after !== null ? make("a", { href: place(after), rel: "next" }, "next") : ""));
   if (r.why) side.append(make("p", {}, make("bdi", {}, r.why.text || "no predicate fits"), " ", make("span", { class: "note" },
-    `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}, AUROC ${short(r.why.auroc, 2)}) on the half of the texts that it was not chosen on` +
-    (r.why.detection === undefined ? "" : `; the judge's balanced accuracy: detection ${short(r.why.detection, 2)}, fuzzing ${short(r.why.fuzzing, 2)}`))));
+    `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}, AUROC ${short(r.why.auroc, 2)}) on ${r.why.of || "the half of the texts that it was not chosen on"}` +
+    (r.why.detection === undefined ? "" : `; the judge's balanced accuracy${r.name ? " for the label above" : ""}: detection ${short(r.why.detection, 2)}, fuzzing ${short(r.why.fuzzing, 2)}`))));
   const dead = !r.on;
   side.append(make("p", {}, dead ? make("strong", {}, "Dead: silent on all tokens. ") : `On at ${share(r.density)} of the tokens (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
     r.found ? make("span", { class: "badge" }, `found in ${r.found[0]} of ${r.found[1]} other SAEs`) : "",
@@ -204,7 +211,7 @@ async function feature(n) {
   if (r.examples.clean) body.append(make("p", { class: "legend" },
     "Orange: activation. Underlined is the token that is predicted: ", make("span", { class: "key", style: "border-color: var(--helps)" }),
     " blue where taking the feature out raises the loss of that token (the feature helps), ", make("span", { class: "key", style: "border-color: var(--hurts)" }), " red where it lowers it. ",
-    "The feature is taken out of every token of the text, what the SAE does not explain stays, later layers are run again; effects are shown for the token in bold and four on either side."));
+    "The feature is taken out of every token of the text (beginnings of texts, which are left out everywhere, aside), what the SAE does not explain stays, later layers are run again; effects are shown for the token in bold and four on either side."));
   const e = r.examples, effects = (e.effect || []).flat().map(x => Math.abs(x || 0));
   const scale = Math.max(0.05, ...effects);
   for (const [name, low, high, count, mass, first, last] of r.groups) {
@@ -256,8 +263,8 @@ function listing() {
 function map() {
   if (!index.x) { main.replaceChildren(make("p", {}, "There is no map in this file.")); return; }
   const size = 640, range = v => [Math.min(...v), Math.max(...v)], [x0, x1] = range(index.x), [y0, y1] = range(index.y);
-  const svg = make("svg", { viewBox: `0 0 ${size} ${size}`, width: size, "aria-label": "map of directions" });
-  index.n.forEach((n, i) => svg.append(make("a", { href: place(n), "aria-label": `feature ${n}` },
+  const svg = make("svg", { viewBox: `0 0 ${size} ${size}`, width: size, role: "group", "aria-label": "map of directions; the index lists the same features" });
+  index.n.forEach((n, i) => svg.append(make("a", { href: place(n), tabindex: -1, "aria-label": `feature ${n}` },
     make("circle", { class: "dot on", r: 4, cx: 10 + (size - 20) * (index.x[i] - x0) / (x1 - x0 || 1), cy: 10 + (size - 20) * (1 - (index.y[i] - y0) / (y1 - y0 || 1)) },
       make("title", {}, `${n} ${index.text ? index.text[i] : ""}`)))));
   main.replaceChildren(make("h2", {}, "Map of directions"), make("p", { class: "note" }, about.map || ""), svg);
@@ -306,9 +313,9 @@ document.getElementById("go").addEventListener("submit", event => {
 });
 addEventListener("keydown", event => {
   if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const here = /^#\d+$/.test(location.hash) ? index.n.indexOf(+location.hash.slice(1)) : -1;
-  if (event.key === "j" && here >= 0 && here + 1 < index.n.length) location.href = place(index.n[here + 1]);
-  else if (event.key === "k" && here > 0) location.href = place(index.n[here - 1]);
+  const step = { j: 1, k: -1 }[event.key];
+  const to = step && /^#\d+$/.test(location.hash) ? neighbour(+location.hash.slice(1), step) : null;
+  if (to !== null) location.href = place(to);
   else if (event.key === "/") { const box = document.getElementById("search"); if (box) { box.focus(); event.preventDefault(); } }
 });
 route();
