@@ -289,7 +289,7 @@ def test_a_hugging_face_folder_with_an_sae_that_knows_folded_norms(tmp_path):
         model(contexts.tokens, capture=["resid_post.1"]).captured["resid_post.1"]
     )
     same = {k: v for k, v in of.items() if k not in ("tokens", "features")}
-    steered, _ = run("steer", tmp_path / "steer", **same, sae=str(tmp_path / "res"),
+    steered, _ = run("steer", tmp_path / "steer", **same, sae=str(tmp_path / "res"), prompts=("a man",),
                      features=(int(np.asarray(acts).max((0, 1)).argmax()),))  # fmt: skip
     assert steered["nowhere"] == 0
     assert (steered["feature_kl"][steered["strengths"] != 0] > 0).all()

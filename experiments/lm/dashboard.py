@@ -132,12 +132,13 @@ def run(config, key, workdir):
 
     title = config.title or f"{Path(config.sae).name} at {site} of {Path(config.model).name}"
     note = f"{held.kept:,} tokens of {corpus.name} ({corpus.digest()}); {len(shown)} of {sae.arch.d_sae} latents."
+    some, called = _own(config, tokenizer, contexts)
     with ThreadPoolExecutor(1) as pool:  # the map is drawn up while records are made
         plan = pool.submit(places, np.asarray(sae.W_dec[...])[shown], config.seed)
         files = page.write(
             place, complete(), title, tokenizer.pieces, documents=contexts.names,
             note=note,
-            prompts=_prompts(subject, *_own(config, tokenizer, contexts), shown, config.passes), plan=plan.result,
+            prompts=_prompts(subject, some, called, shown, config.passes), plan=plan.result,
         )  # fmt: skip
     say(f"pages: {files[-1]}" + (f" and {len(files) - 1} beside" if len(files) > 1 else ""))
     if config.neuronpedia:  # records that stand on disk are read again: all of them, or none, are there

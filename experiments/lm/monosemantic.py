@@ -55,11 +55,13 @@ def run(config, key, workdir):
              if k.startswith("control ")}  # fmt: skip
     x, y, half = _probed(config, model, texts)
     dense = {"neurons": x, "PCA": (x - moments.mean.astype(np.float32)) @ components, "random": x @ random}
-    held = {name: (model, one) for name, one in units.items() if name in _seeds(config)}
-    held |= {name: (changed, one) for name, one in others.items()}
-    said = {name: reading.coded(config, *m, texts, one, workdir / "codes" / name) for name, (*m, one) in held.items()}
-    blocks = {name: codes.block(0, F) for name, codes in said.items()}
-    dense |= blocks
+
+    def code(of, name, one):
+        return reading.coded(config, of, texts, one, workdir / "codes" / name).block(0, F)
+
+    own = {f"seed {i}": code(model, f"seed {i}", one) for i, one in enumerate(found)}
+    silent = {name: code(changed, name, one) for name, one in others.items()}
+    dense |= own | silent
     probes = {name: probe.probe(values, y, *half, ks=config.ks) for name, values in dense.items()}
     here = _shown(best)
     gains = [np.median(best[f"{one}_draws"][:, here] - best["neurons_draws"][:, here], 1) for one in _seeds(config)]
@@ -67,7 +69,7 @@ def run(config, key, workdir):
         "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "gain_draws": np.stack(gains),
         **{k: v for k, v in best.items() if k.rsplit("_", 1)[1] in ("f1", "tokens", "share")},
         **{f"probe_{name}_{part}": getattr(p, part) for name, p in probes.items() for part in ("auroc", "f1")},
-        **_explained(config, texts, *([blocks[n] for n in names] for names in (_seeds(config), others)), x, random),
+        **_explained(config, texts, list(own.values()), list(silent.values()), x, random),
     }  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def _explained(config, texts, blocks, control, x, random):
         made["neurons"].append(_loud(lambda at, c=close: x[:, c[at]], keep, density))
         made["random"].append(_loud(lambda at: x @ random[:, at], keep, density))
         made["shuffled"].append(explain.shuffled(block, keep, config.seed + seed))
-    made["control"] = list(control)
+    made["control"] = control
     say = lambda token: written(texts.tokenizer.pieces[token])  # noqa: E731
     why = {name: [explain.explain(one, tokens, say) for one in ones] for name, ones in made.items()}
     return {f"explained_{name}_{part}": np.stack([getattr(one, part) for one in ones])
