@@ -64,7 +64,7 @@ def test_the_notebook_journey_is_short_and_free_of_flags():
     assert len(lines(sae)) <= 15
     (lm, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "language_models.md").read_text(), re.DOTALL)
     assert len(lines(lm)) <= 15
-    (_, reading) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reading.md").read_text(), re.DOTALL)
+    (_, reading, _) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reading.md").read_text(), re.DOTALL)
     assert len(lines(reading)) <= 15
     assert "absl" not in journey + sae + lm + reading
     assert "config" not in journey

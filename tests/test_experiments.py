@@ -74,14 +74,17 @@ TINY |= {
 """Two steps of each experiment; a config that is not listed here fails the test below."""
 FILES = {"harvest", "sae", "sae_mlp", "sae_transcoder", "sae_crosscoder", "stories", "steer", "dashboard"}
 """Configs that need files: tests/test_language.py and tests/test_reading.py run them."""
-SAME = {"synth_benchmark:full": "16k", "synth_benchmark:4k": "16k", "scripts:full": "rare"} | {
+SAME = {
+    "synth_benchmark:full": "16k", "synth_benchmark:4k": "16k", "scripts:full": "rare", "scripts:quick": "rare",
+    "one_layer:quick": "full",
+} | {
     f"{name}:{variant}": run
     for name, run in (("monosemantic", "quick"), ("universality", "scripts"), ("splitting", "quick"),
                       ("predictable", "scripts"))
     for variant in sorted({"full", "quick", "scripts"} - {run})
 }  # fmt: skip
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
-WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery")}
+WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "small")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
 NOT_RUN = {"synth_benchmark:16k", "small:full", "scripts:rare", *(f"{name}:full" for name in FILES - {"stories"}),
            *(f"{name}:{variant}" for name in ("monosemantic", "universality", "splitting", "predictable")
@@ -126,7 +129,11 @@ def hasty():
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     ("module", "variant"),
-    [p for p in configs() if p.values[0].__name__.split(".")[-1] not in FILES and p.id not in SAME],
+    [
+        p
+        for p in configs()
+        if p.values[0].__name__.split(".")[-1] not in FILES and p.id not in SAME and p.id not in WHOLE
+    ],
 )
 def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     config = module.get_config(variant)
