@@ -1,6 +1,7 @@
 """What the four evaluation questions share: a model on labelled texts, SAEs of several seeds, what they say of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +169,17 @@ def over_pairs(values: np.ndarray, pairs: np.ndarray) -> tuple[float, float, flo
         pairs: [P, 2], which seeds.
     """
     x, seeds = np.asarray(values, float), np.unique(pairs)
-    mean, n = float(x.mean()), len(seeds)
-    if n < 3:
+    mean = float(x.mean())
+    if len(seeds) < 3:
         return mean, float("nan"), float("nan")
-    without = np.array([x[~(np.asarray(pairs) == seed).any(1)].mean() for seed in seeds])
-    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    return mean, mean - half, mean + half
+    return jackknife(mean, [x[~(np.asarray(pairs) == seed).any(1)].mean() for seed in seeds])
+
+
+def jackknife(whole: float, without: Sequence[float]) -> tuple[float, float, float]:
+    """A number and its 95 % interval, by what it is without each of n groups (Student's t of n - 1)."""
+    x, n = np.asarray(without, float), len(without)
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((x - x.mean()) ** 2).sum()))
+    return whole, whole - half, whole + half
 
 
 def said(low: float, high: float, of: str = "seeds") -> str:

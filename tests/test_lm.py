@@ -366,6 +366,35 @@ def test_our_own_files_come_back_equal(tmp_path):
         checkpoints.read(tmp_path / "empty")
 
 
+def write_llama2c(path, made):
+    """Version 0 of llama2.c's format; a negative vocabulary says that the unembedding stands at the end."""
+    c, held = made.config, {name: np.asarray(value) for name, value in checkpoints.weights(made).items()}
+    neighbours = np.empty(c.d_head, int)  # our halves, as pairs that stand side by side
+    neighbours[0::2], neighbours[1::2] = np.split(np.arange(c.d_head), 2)
+    each = lambda name: [held[f"blocks.{i}.{name}"] for i in range(c.layers)]  # noqa: E731
+    turned = lambda name: [w[..., neighbours].reshape(c.d_model, -1).T for w in each(name)]  # noqa: E731
+    parts = [
+        held["W_E"], *each("ln1.w"), *turned("attn.W_Q"), *turned("attn.W_K"),
+        *(w.reshape(c.d_model, -1).T for w in each("attn.W_V")),
+        *(w.reshape(-1, c.d_model).T for w in each("attn.W_O")),
+        *each("ln2.w"), *(w.T for name in ("W_gate", "W_out", "W_in") for w in each(f"mlp.{name}")),
+        held["ln_final.w"], np.zeros((2, c.context, c.d_head // 2)),
+    ]  # fmt: skip
+    sizes = (c.d_model, c.d_mlp, c.layers, c.heads, c.kv_heads, c.vocab if c.tied else -c.vocab, c.context)
+    parts += [] if c.tied else [held["W_U"].T]
+    path.write_bytes(np.array(sizes, "<i4").tobytes() + b"".join(np.asarray(p, "<f4").tobytes() for p in parts))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama2c_files_with_and_without_a_tied_head(tied, tmp_path):
+    made = model(kv_heads=2, tied=tied, rotary=Rotary())
+    write_llama2c(tmp_path / "m.bin", made)
+    found = checkpoints.read(tmp_path / "m.bin")
+    assert found.config.tied == tied
+    want = made(text()).logits
+    np.testing.assert_allclose(found(text()).logits, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
 @real
 @pytest.mark.parametrize(
     ("change", "said"),

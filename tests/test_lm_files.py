@@ -71,6 +71,19 @@ def test_one_file_and_many_and_bfloat16_hold_the_same_model(tmp_path):
     assert checkpoints.weights(small)["blocks.0.attn.W_Q"].dtype == ml_dtypes.bfloat16
 
 
+def test_nothing_is_read_before_it_is_placed(tmp_path, monkeypatch):
+    """What ``build`` gets are views of the mapped files, from which each device takes its own slice."""
+    seen = {}
+    monkeypatch.setattr(checkpoints, "build", lambda config, arrays, mesh: seen.update(arrays))
+    checkpoints.read_hugging_face(folder(tmp_path / "m", parts=3))
+    assert len(seen) == len(tensors())
+    for array in seen.values():
+        base = array
+        while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap)
+
+
 def test_a_tied_head_may_be_there_or_not(tmp_path):
     def tie(held):
         held["lm_head.weight"] = held["model.embed_tokens.weight"]
@@ -276,11 +289,27 @@ def test_local_rotations_of_a_new_config_are_read():
 
 
 SHARDED = """
-import sys, numpy as np, jax
+import math, sys, numpy as np, jax
 from jax.sharding import AxisType, Mesh
 from superpose.lm import checkpoints
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+asked = []  # of the files, by the callback that places shards
+
+class Asked:
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def __getitem__(self, index):
+        asked.append((self.shape, self.array[index].shape))
+        return self.array[index]
+
+whole = checkpoints.build
+checkpoints.build = lambda config, arrays, mesh, **more: whole(
+    config, {name: Asked(a) for name, a in arrays.items()}, mesh, **more)
 model = checkpoints.read(sys.argv[1], mesh)
+checkpoints.build = whole
+split = [part for shape, part in asked if shape == (16, 32)]
+assert split and set(split) == {(16, 16)}, split
 tokens = np.arange(12).reshape(2, 6)
 np.save(sys.argv[2], jax.jit(lambda m, t: m(t).logits)(model, tokens))
 held = checkpoints.weights(model)

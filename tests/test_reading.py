@@ -19,7 +19,7 @@ from experiments import language, reading
 from experiments.lm import dashboard, monosemantic, predictable, splitting, universality
 from experiments.lm import steer as steer_command
 from superpose.dashboard import page, worlds
-from superpose.interp import steer
+from superpose.interp import compare, steer
 from superpose.lm import checkpoints, text
 from superpose.lm.python_source import python_source
 from superpose.lm.transformer import Config, Transformer
@@ -490,14 +490,39 @@ def test_nested_labels_and_what_absorbs_the_parent():
     whole, hole = parent.astype(float), (parent & ~child).astype(float)
     for latent, want in ((whole, 0.0), (hole, 1.0)):
         units = sparse.csc_array(np.stack([other * (rng.random(N) < 0.5), latent, child], 1).astype(float))
-        found = splitting._absorbed(units, y, fit, ~fit, [(0, 1)])
-        assert found["gap"] == pytest.approx([want])
-        assert found["instead"] == pytest.approx([want])
+        found = splitting._absorbed(units, y, fit, ~fit, [(0, 1)], splitting._groups(np.arange(N)))
+        for name in ("gap", "instead"):
+            assert found[name].shape == (1, 1 + splitting.GROUPS)
+            assert found[name] == pytest.approx(np.full_like(found[name], want))
         n, k = (parent & fit).sum(), (child & fit).sum()
         assert found["knows"] == pytest.approx([1.0 if want == 0 else 2 * (n - k) / (2 * n - k)])
-    known = splitting._known({f"{name}_{size}": np.array([values]) for size in ("small", "large") for name, values in
-                              (("knows", [0.6, 0.4, 0.9]), ("gap", [0.1, 0.1, np.nan]))})  # fmt: skip
+    of = {"knows": [0.6, 0.4, 0.9], "gap": [[0.1, 0.1], [0.1, 0.1], [0.1, np.nan]]}
+    known = splitting._known(
+        {f"{name}_{s}": np.array([values]) for s in ("small", "large") for name, values in of.items()}
+    )
     assert known.tolist() == [True, False, False]
+
+
+def test_shares_without_each_group_of_documents():
+    rng = np.random.default_rng(3)
+    documents = np.repeat(np.arange(60), 20)
+    group = splitting._groups(documents)
+    assert all(len(set(group[documents % 2 == half])) == splitting.GROUPS for half in (0, 1))
+    large = sparse.csc_array(rng.random((1200, 12)) * (rng.random((1200, 12)) < 0.1))
+    small = sparse.csc_array(np.stack([large[:, [3 * i, 3 * i + 1]].sum(1) for i in range(4)], 1))
+    found = splitting._family(small, {"": large, "twin_": small}, group)
+    assert (found["of"]["children"] >= 2).all()
+    assert (found["of"]["twin_children"] == 1).all()
+    assert found["without"]["two_without"].tolist() == [1.0] * splitting.GROUPS
+    without = compare.masked(small.tocsr()[group != 4].tocsc(), large.tocsr()[group != 4].tocsc(), splitting.EDGE) > 0
+    assert found["without"]["mean_without"][4] == without.sum(1).mean()
+    assert found["without"]["merged_without"][4] == np.mean(without.sum(0) >= 2)
+
+
+def test_jackknife_of_a_mean_is_its_interval_over_groups():
+    x = np.random.default_rng(0).normal(size=9)
+    mean, low, high = reading.jackknife(x.mean(), [np.delete(x, i).mean() for i in range(9)])
+    assert (mean, low, high) == pytest.approx(reading.over_seeds(x))
 
 
 def test_a_question_needs_its_model(tmp_path):

@@ -23,6 +23,8 @@ EDGE = 0.4
 IMPLIES, MORE, RARE = 0.99, 3, 50
 """A label is a child of another if so many of its tokens carry that, too, and the other is on so many times as many; of
 both, so many tokens are needed."""
+GROUPS = 10
+"""Of documents; what each number is without one of them gives its interval over documents (jackknife)."""
 KNOWS = 0.5
 """F1 that the parent's latent must have on the first half, in both SAEs: of one that does not know the parent, nothing
 can be absorbed."""
@@ -39,43 +41,73 @@ def run(config, key, workdir):
     keep, y = reading.kept(config, texts), reading.labelled(config, texts)
     x = reading.values(config, model, texts)[keep]
     held = latents.language.judged(config, texts)
-    first = np.repeat(labels.first_half(held.documents), held.tokens.shape[1]) & keep
+    documents = np.repeat(held.documents, held.tokens.shape[1])
+    first, group = labels.first_half(documents) & keep, _groups(documents)
     pairs = _nested(y[keep])
     codes = {
         name: [reading.coded(config, model, texts, one, workdir / "codes" / f"{name}{i}") for i, one in enumerate(ones)]
         for name, ones in found.items()
     }
     moved = compare.elsewhere(keep, config.context * 7 + 3)
-    parts: dict[str, list] = {}
+    parts: dict[str, list] = {}  # of latents, of which seeds have unequal numbers
+    even: dict[str, list] = {}
     for seed in range(config.seeds):
         small, large = (found[name][seed] for name in sizes)
         a, b, twin = codes["small"][seed], codes["large"][seed], codes["small"][(seed + 1) % config.seeds]
         live = [reading.living(one, LEAST) for one in (a, b, twin)]
         acts = [one.block(0, one.latents)[:, here] for one, here in zip((a, b, twin), live, strict=True)]
         apart = sparse.csc_array((acts[1].data, moved[acts[1].indices], acts[1].indptr), shape=acts[1].shape)
-        edges, by_chance, same = (
-            compare.masked(acts[0], other, EDGE).toarray() > 0 for other in (acts[1], apart.sorted_indices(), acts[2])
-        )
+        family = _family(acts[0], {"": acts[1], "chance_": apart.sorted_indices(), "twin_": acts[2]}, group)
         directions = large.W_dec[...][live[1]], small.W_dec[...][live[0]]
         stitched = compare.stitch(small, large, (x[i : i + 4096] for i in range(0, len(x), 4096)))
-        gaps = [_absorbed(one.block(0, one.latents), y, first, keep & ~first, pairs) for one in (a, b)]
-        of = {
-            "children": edges.sum(1), "parents": edges.sum(0),
-            "chance_children": by_chance.sum(1), "chance_parents": by_chance.sum(0),
-            "twin_children": same.sum(1), "twin_parents": same.sum(0),
-            "cosine": compare.nearest(*directions).score[:, 0],
-            "change": stitched.change[live[1]],
-            **{f"{name}_{size}": gaps[i][name] for i, size in enumerate(sizes) for name in ("gap", "knows", "instead")},
+        of = family["of"] | {
+            "cosine": compare.nearest(*directions).score[:, 0], "change": stitched.change[live[1]],
         }  # fmt: skip
         for name, values in of.items():
             parts.setdefault(name, []).append(np.asarray(values, float))
+        for name, values in family["without"].items():
+            even.setdefault(name, []).append(values)
+        for size, one in zip(sizes, (a, b), strict=True):
+            gaps = _absorbed(one.block(0, one.latents), y, first, keep & ~first, pairs, group)
+            for name, values in gaps.items():
+                even.setdefault(f"{name}_{size}", []).append(values)
     most = {name: max(map(len, rows)) for name, rows in parts.items()}  # seeds differ in how many latents live
     out = {
         name: np.stack([np.pad(r, (0, most[name] - len(r)), constant_values=np.nan) for r in rows])
         for name, rows in parts.items()
     }
     names = texts.corpus.labels
-    return out | {"pairs": np.array([f"{names[i]} in {names[j]}" for i, j in pairs]), "digest": np.array(texts.digest)}
+    return (
+        out
+        | {name: np.stack(rows) for name, rows in even.items()}
+        | {"pairs": np.array([f"{names[i]} in {names[j]}" for i, j in pairs]), "digest": np.array(texts.digest)}
+    )
+
+
+def _groups(documents):
+    """Of each row, in which of ``GROUPS`` parts its document is; halves by even and odd have documents in each."""
+    return np.unique(documents, return_inverse=True)[1] // 2 % GROUPS
+
+
+def _family(small, others, group):
+    """``of``: how many children each latent of ``small`` [N, F] has among those of each of the others, and how many
+    parents each of theirs; ``without``: [GROUPS], ``_shares`` of these without each group of documents."""
+    of, without = {}, {}
+    rows = [np.flatnonzero(group != g) for g in range(GROUPS)]
+    kept = [small.tocsr()[r].tocsc() for r in rows]
+    for name, other in others.items():
+        by_row = other.tocsr()
+        edges = compare.masked(small, other, EDGE) > 0
+        of |= {f"{name}children": edges.sum(1), f"{name}parents": edges.sum(0)}
+        left = [compare.masked(mine, by_row[r].tocsc(), EDGE) > 0 for mine, r in zip(kept, rows, strict=True)]
+        shares = [_shares(e.sum(1), e.sum(0)) for e in left]
+        without |= {f"{name}{what}_without": np.array([s[what] for s in shares]) for what in shares[0]}
+    return {"of": of, "without": without}
+
+
+def _shares(children, parents):
+    """What is claimed of how many children and parents latents have."""
+    return {"two": np.mean(children >= 2), "mean": np.mean(children), "merged": np.mean(parents >= 2)}
 
 
 def _nested(y):
@@ -90,11 +122,12 @@ def _nested(y):
     ]
 
 
-def _absorbed(units, y, fit, score, pairs):
+def _absorbed(units, y, fit, score, pairs, group):
     """Of each pair, of the latent with the largest F1 for the parent on the first half: that F1 (``knows``); P(on |
     parent without child) less P(on | child) on the other half (``gap``); and the share of the child's tokens on which
     it is silent and the child's own best latent is on instead (``instead``: absorption as Chanin et al. 2024 mean it,
-    by activations). NaN where the labels do not occur."""
+    by activations). NaN where the labels do not occur. The last two are [pairs, 1 + GROUPS]: of all documents, and
+    without each group of them."""
     on = units.tocsr().astype(bool)
     first, second = on[fit], on[score]
     fires = np.asarray(first.sum(0))
@@ -110,21 +143,32 @@ def _absorbed(units, y, fit, score, pairs):
         latent, f1 = chosen[parent]
         said, other = (second[:, [i]].toarray().ravel() for i in (latent, chosen[child][0]))
         inside, outside = y[score][:, child], y[score][:, parent] & ~y[score][:, child]
-        there = inside.any() and outside.any()
+        n, without = (_sums(where, group[score]) for where in (inside, outside))
+        hits, misses = (_sums(said & where, group[score]) for where in (outside, inside))
+        with np.errstate(invalid="ignore"):
+            gap = hits / without - misses / n
+            instead = _sums(~said & other & inside, group[score]) / np.where(without > 0, n, np.nan)
         out["knows"].append(f1)
-        out["gap"].append(said[outside].mean() - said[inside].mean() if there else np.nan)
-        out["instead"].append((~said & other)[inside].mean() if there else np.nan)
+        out["gap"].append(gap)
+        out["instead"].append(instead)
     return {name: np.array(values, float) for name, values in out.items()}
+
+
+def _sums(where, group):
+    """[1 + GROUPS], rows at which it holds: of all documents, and without each group of them."""
+    by = np.bincount(group[where], minlength=GROUPS)
+    return np.concatenate([[by.sum()], by.sum() - by]).astype(float)
 
 
 def _known(results):
     """[pairs], those whose parent has a latent that knows it in every SAE, and whose labels occur as they must."""
     sizes = ("small", "large")
-    return np.all([(results[f"knows_{s}"] >= KNOWS) & np.isfinite(results[f"gap_{s}"]) for s in sizes], (0, 1))
+    there = [(results[f"knows_{s}"] >= KNOWS) & np.isfinite(results[f"gap_{s}"]).all(-1) for s in sizes]
+    return np.all(there, (0, 1))
 
 
 def _gaps(results, name="gap"):
-    """At both sizes [seeds, pairs], of the pairs that are known."""
+    """At both sizes [seeds, pairs, 1 + GROUPS], of the pairs that are known."""
     here = _known(results)
     return results[f"{name}_small"][:, here], results[f"{name}_large"][:, here]
 
@@ -160,7 +204,7 @@ def draw(results, config):
     axes[3].axvline(0, color="0.6", lw=0.8)
     axes[3].set(xscale="symlog", xlabel="change of the small SAE's error, parts in a thousand",
                 ylabel="share of large latents", title=f"stitching: {np.mean(change < 0):.0%} are news")  # fmt: skip
-    small, large = (gaps.mean(0) for gaps in _gaps(results))
+    small, large = (gaps[..., 0].mean(0) for gaps in _gaps(results))
     axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
     axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
     axes[4].set(xlabel=f"gap at {config.width} latents", ylabel=f"gap at {config.width * config.times}", xlim=(-1, 1),
@@ -179,15 +223,27 @@ def claims(results, config):
     def by_seed(name, of):
         return np.array([of(row) for row in _seeds_of(results, name)])
 
-    def above(text, source, least, values, note=""):
+    def above(text, source, least, values, without=None, note=""):
         mean, low, high = reading.over_seeds(values)
         measured = low if np.isfinite(low) else mean
+        notes = [f"mean {mean:.3f}, {reading.said(low, high)}"]
+        if without is not None:
+            notes.append(reading.said(*reading.jackknife(mean, without)[1:], "documents"))
         return Claim(f"{text} (low end of 95 % over seeds)", source, least, measured, 0.0, ">=",
-                     note=f"mean {mean:.3f}, {reading.said(low, high)}" + (f"; {note}" if note else ""))  # fmt: skip
+                     note="; ".join(notes + [note] * bool(note)))  # fmt: skip
 
-    two = {p: by_seed(f"{p}children", lambda r: np.mean(r >= 2)) for p in ("", "twin_", "chance_")}
-    mean = {p: by_seed(f"{p}children", np.mean) for p in two}
-    merged = {p: by_seed(f"{p}parents", lambda r: np.mean(r >= 2)) for p in two}
+    shares: dict[str, dict[str, np.ndarray]] = {"two": {}, "mean": {}, "merged": {}}
+    for p in ("", "twin_", "chance_"):
+        of = [_shares(c, q) for c, q in zip(*(_seeds_of(results, f"{p}{n}") for n in ("children", "parents")),
+                                            strict=True)]  # fmt: skip
+        for name, kinds in shares.items():
+            kinds[p] = np.array([one[name] for one in of])
+    two, mean, merged = shares.values()
+
+    def less(name, prefix):
+        """Without each group of documents, mean over seeds."""
+        return (results[f"{name}_without"] - results[f"{prefix}{name}_without"]).mean(0)
+
     near = np.array([
         np.median(c[p > 0]) - np.median(c[p == 0]) if (p > 0).any() and (p == 0).any() else np.nan
         for c, p in zip(_seeds_of(results, "cosine"), _seeds_of(results, "parents"), strict=True)
@@ -196,17 +252,18 @@ def claims(results, config):
     small, large = _gaps(results)
     instead = _gaps(results, "instead")
     none = np.full(config.seeds, np.nan)
-    rise = (large - small).mean(1) if small.size else none
-    more = (instead[1] - instead[0]).mean(1) if small.size else none
+    rise = (large - small).mean(1) if small.size else none[:, None]
+    more = (instead[1] - instead[0]).mean(1) if small.size else none[:, None]
     return [
         above("share of small latents with two children or more, less that by chance (other tokens)",
-              f"{PAPER}: features split", 0.3, two[""] - two["chance_"],
+              f"{PAPER}: features split", 0.3, two[""] - two["chance_"], less("two", "chance_"),
               f"{two[''].mean():.3f}, chance {two['chance_'].mean():.3f}"),
-        above("mean number of children in the wide SAE less that in another seed of the small one",
-              f"{PAPER}: more latents, more children", 0.5, mean[""] - mean["twin_"],
+        above("mean number of children in the wide SAE less that in another seed of the small one, where a latent may "
+              "be found again but has fewer to split into",
+              f"{PAPER}: more latents, more children", 0.5, mean[""] - mean["twin_"], less("mean", "twin_"),
               f"{mean[''].mean():.2f}, another seed {mean['twin_'].mean():.2f}, chance {mean['chance_'].mean():.2f}"),
         above("share of large latents with two parents or more less that by chance: splits and merges, not a tree",
-              PAPER, 0.0, merged[""] - merged["chance_"],
+              PAPER, 0.0, merged[""] - merged["chance_"], less("merged", "chance_"),
               f"{merged[''].mean():.3f}, chance {merged['chance_'].mean():.3f}; in another small one "
               f"{merged['twin_'].mean():.3f}"),
         above("median cosine with the nearest small direction: large latents with a parent less those without",
@@ -215,8 +272,8 @@ def claims(results, config):
               "Leask et al. 2025: both kinds exist", [0.02, 0.98], float(news.mean()), 0.0, "in",
               note=reading.said(*reading.over_seeds(news)[1:])),
         above("nested labels: how much more the parent's latent is silent on the child, wide less small",
-              "Chanin et al. 2024: absorption rises with the width", 0.0, rise,
+              "Chanin et al. 2024: absorption rises with the width", 0.0, rise[:, 0], rise[:, 1:].mean(0),
               f"mean of {small.shape[1]} of {len(results['pairs'])} pairs: the parent's latent has F1 {KNOWS} or more"),
         above("nested labels: share of the child's tokens with its latent on in the parent's place, wide less small",
-              "Chanin et al. 2024: absorption rises with the width", 0.0, more),
+              "Chanin et al. 2024: absorption rises with the width", 0.0, more[:, 0], more[:, 1:].mean(0)),
     ]  # fmt: skip
