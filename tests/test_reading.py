@@ -508,7 +508,7 @@ def test_shares_without_each_group_of_documents():
     documents = np.repeat(np.arange(60), 20)
     group = splitting._groups(documents)
     assert all(len(set(group[documents % 2 == half])) == splitting.GROUPS for half in (0, 1))
-    large = sparse.csc_array(rng.random((1200, 12)) * (rng.random((1200, 12)) < 0.1))
+    large = sparse.csc_array(rng.random((1200, 12)) * (rng.random((1200, 12)) < 0.03))
     small = sparse.csc_array(np.stack([large[:, [3 * i, 3 * i + 1]].sum(1) for i in range(4)], 1))
     found = splitting._family(small, {"": large, "twin_": small}, group)
     assert (found["of"]["children"] >= 2).all()
