@@ -184,4 +184,4 @@ def jackknife(whole: float, without: Sequence[float]) -> tuple[float, float, flo
 
 def said(low: float, high: float, of: str = "seeds") -> str:
     """An interval in words."""
-    return f"95 % over {of} {low:.3f} to {high:.3f}" if np.isfinite(low) else "too few seeds for an interval"
+    return f"95 % over {of} {low:.3f} to {high:.3f}" if np.isfinite(low) else f"no interval over {of}"

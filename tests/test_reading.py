@@ -475,7 +475,7 @@ def test_intervals_over_seeds():
     mean, low, high = reading.over_seeds(np.array([5.0]))
     assert mean == 5
     assert np.isnan([low, high]).all()
-    assert reading.said(low, high) == "too few seeds for an interval"
+    assert reading.said(low, high) == "no interval over seeds"
 
 
 def test_nested_labels_and_what_absorbs_the_parent():

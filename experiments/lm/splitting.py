@@ -251,9 +251,9 @@ def claims(results, config):
     news = by_seed("change", lambda r: np.mean(r < 0))
     small, large = _gaps(results)
     instead = _gaps(results, "instead")
-    none = np.full(config.seeds, np.nan)
-    rise = (large - small).mean(1) if small.size else none[:, None]
-    more = (instead[1] - instead[0]).mean(1) if small.size else none[:, None]
+    none = np.full((config.seeds, 1 + GROUPS), np.nan)  # no pair of labels is known
+    rise = (large - small).mean(1) if small.size else none
+    more = (instead[1] - instead[0]).mean(1) if small.size else none
     return [
         above("share of small latents with two children or more, less that by chance (other tokens)",
               f"{PAPER}: features split", 0.3, two[""] - two["chance_"], less("two", "chance_"),
