@@ -95,7 +95,9 @@ def claims(results, config):
         out += [
             Claim(f"{name}: F1 of the best latent less that of the best neuron of either sign (low end of 95 % over "
                   "documents)", PAPER, 0.2, float(low), 0.0, ">=",
-                  note=f"latent {f1:.2f}; {said}; difference {low:.2f} to {high:.2f}"),
+                  note=f"latent {f1:.2f} (precision {results['latent_precision'][at]:.2f}, recall "
+                       f"{results['latent_recall'][at]:.2f}: several latents share a script); {said}; difference "
+                       f"{low:.2f} to {high:.2f}"),
             Claim(f"{name}: precision of the highest activation bin less that of the lowest", f"{PAPER}: 25 % when "
                   "barely on, 98 % above 5", 0.0, gain, 0.0, ">="),
             Claim(f"{name}: rank correlation of precision with the activation bin", f"{PAPER}: rising", 0.8,
@@ -104,7 +106,8 @@ def claims(results, config):
                   f1 - others["random"], 0.0, ">="),
             Claim(f"{name}: F1 of the best latent less that of an SAE of an untrained model", "control (arXiv "
                   "2501.17727)", 0.0, f1 - others["control"], 0.0, ">=",
-                  note=latents.beside_untrained(results)),
+                  note="the bytes alone tell most of a script, and an untrained model's latents read those; "
+                       + latents.beside_untrained(results)),
         ]  # fmt: skip
     return out
 
