@@ -92,7 +92,8 @@ def _groups(documents):
 def _family(small, others, group):
     """``of``: how many children each latent of ``small`` [N, F] has among those of each of the others, and how many
     parents each of theirs; ``without``: [GROUPS], ``_shares`` of these without each group of documents."""
-    of, without = {}, {}
+    of: dict[str, np.ndarray] = {}
+    without: dict[str, np.ndarray] = {}
     rows = [np.flatnonzero(group != g) for g in range(GROUPS)]
     kept = [small.tocsr()[r].tocsc() for r in rows]
     for name, other in others.items():
