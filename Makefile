@@ -81,7 +81,7 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py:4k
 	$(PY) -m experiments.ledger
 
-reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all an estimated two hours)
+reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two and a half hours)
 	$(PY) -m experiments.run --config=configs/lm/one_layer.py
 	$(PY) -m experiments.run --config=configs/lm/scripts.py
 	$(PY) -m experiments.run --config=configs/lm/scripts.py:rare

@@ -86,7 +86,7 @@ SAME = {
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "small")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
-NOT_RUN = {"synth_benchmark:16k", "small:full", *(f"{name}:full" for name in FILES - {"stories"}),
+NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"}),
            *(f"{name}:{variant}" for name in ("monosemantic", "universality", "splitting", "predictable")
              for variant in ("full", "scripts")), "world_page:full"}  # fmt: skip
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
