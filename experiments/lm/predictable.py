@@ -4,8 +4,8 @@ Latents of all densities are pushed by multiples of their largest activation, in
 logits will do is predicted at the clean pass, by the derivative and by the direct path alone (the direction through the
 final norm), and both are held against what they do; in a model of one layer whose MLP is pushed the two are the same.
 So are pushes as large along random directions, shuffled ones and those of other live latents. Every latent is pushed in
-documents drawn for it alone, so that intervals over latents are over documents, too. Labels with a pattern that text
-can be searched for have their best latent clamped while the model writes: does it write more of that?
+contexts drawn for it, so that intervals over latents hold the chance of that draw; documents are not resampled. Labels
+with a pattern that text can be searched for have their best latent clamped while the model writes: does it write more?
 """
 
 import re

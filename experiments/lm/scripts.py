@@ -96,7 +96,7 @@ def claims(results, config):
             Claim(f"{name}: F1 of the best latent less that of the best neuron of either sign (low end of 95 % over "
                   "documents)", PAPER, 0.2, float(low), 0.0, ">=",
                   note=f"latent {f1:.2f} (precision {results['latent_precision'][at]:.2f}, recall "
-                       f"{results['latent_recall'][at]:.2f}: several latents share a script); {said}; difference "
+                       f"{results['latent_recall'][at]:.2f}); {said}; difference "
                        f"{low:.2f} to {high:.2f}"),
             Claim(f"{name}: precision of the highest activation bin less that of the lowest", f"{PAPER}: 25 % when "
                   "barely on, 98 % above 5", 0.0, gain, 0.0, ">="),
@@ -106,8 +106,7 @@ def claims(results, config):
                   f1 - others["random"], 0.0, ">="),
             Claim(f"{name}: F1 of the best latent less that of an SAE of an untrained model", "control (arXiv "
                   "2501.17727)", 0.0, f1 - others["control"], 0.0, ">=",
-                  note="the bytes alone tell most of a script, and an untrained model's latents read those; "
-                       + latents.beside_untrained(results)),
+                  note=f"token ids alone {others['token']:.2f}; " + latents.beside_untrained(results)),
         ]  # fmt: skip
     return out
 
