@@ -434,6 +434,36 @@ def test_claims_of_universality_hold_where_they_are_planted_and_nowhere_else():
     assert universal(0.2, 0.2, 0.25, 0.3) == [False, False, False, False, False, False, True]
 
 
+def by_context(change, agreement, documents):
+    """Results of ``predictable``: of each kind of push the change of the votes [latents, strengths] and how well the
+    logits agree with what was predicted, the same in every context."""
+    contexts, out = documents.shape[1], {"documents": documents, "tokens": np.ones(documents.shape)}
+    for name, values in change.items():
+        each = np.repeat(values[..., None], contexts, -1)
+        sums = np.stack([np.full(each.shape, v) for v in (1.0, agreement[name], 1.0, agreement[name])], -1)
+        fields = {"wanted": each, "direct": sums, "gradient": sums, "moved": np.ones(each.shape)}
+        out |= {f"{name}_{field}": fields.get(field, each) for field in predictable.FIELDS}
+    return out
+
+
+def test_intervals_of_predictable_are_over_documents_too():
+    """All latents alike, but for what they do in each of four texts that they share."""
+    documents = np.tile(np.arange(4), (30, 1))
+    results = by_context({"feature": np.ones((30, 1))}, {"feature": 0.5}, documents)
+    drawn = predictable._drawn(results, 0)
+
+    def interval():
+        say = [predictable._numbers(results, "feature", w)["wanted"][..., 0] for w in (None, drawn.weights)]
+        return predictable._median(say[0][0], say[1], drawn.picks)
+
+    assert interval() == pytest.approx((1, 1, 1, 30))
+    results["feature_wanted"] = np.broadcast_to(np.array([-2.0, 1.0, 2.0, 3.0]), (30, 1, 4))
+    mid, low, high, _ = interval()
+    assert mid == pytest.approx(1)
+    assert low < 0  # a mean of four has a standard error of 0.94
+    assert high > 2
+
+
 def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
     config = importlib.import_module("configs.lm.predictable").get_config("quick")
     config.strengths, config.patterns, config.pushes = (-1.0, 0.1, 1.0), (("comment", "#"),), (1.0, 2.0)
@@ -442,14 +472,14 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
     def judged(agreement, effect, share):
         size = rng.uniform(1, 2, 30)
         seen = effect * size[:, None] * x + (0 if effect else rng.normal(size=(30, 3)))
-        agreed = np.stack([np.full((30, 3), v) for v in (1.0, agreement, agreement)], -1)
+        change = {"feature": seen, "ablated": -seen[:, 1:2]}
+        change |= {name: seen[:, 2:] + (-0.5 if effect else 0.5) for name in predictable.CONTROLS}
         results = {
-            "feature_gradient": agreed, "feature_direct": agreed, "feature_wanted": seen,
-            "feature_gradient_wanted": size[:, None] * x, "ablated_gradient": agreed[:, 0],
+            **by_context(change, {name: agreement for name in change}, rng.integers(0, 20, (30, 4))),
+            "feature_gradient_wanted": np.repeat((size[:, None] * x)[..., None], 4, -1),
             "seed": np.repeat([0, 1], 15),
             "written_share": np.stack([np.outer((0, share / 2, share), np.ones(8)), np.zeros((3, 8))])[None],
             "written_loss": np.ones((1, 2, 3, 8)),
-            **{f"{name}_wanted": seen[:, 2] + (-0.5 if effect else 0.5) for name in predictable.CONTROLS},
         }  # fmt: skip
         return [c.holds for c in predictable.claims(results, config)]
 

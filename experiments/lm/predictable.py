@@ -3,13 +3,15 @@
 Latents of all densities are pushed by multiples of their largest activation, in texts where they are on. What the
 logits will do is predicted at the clean pass, by the derivative and by the direct path alone (the direction through the
 final norm), and both are held against what they do; in a model of one layer whose MLP is pushed the two are the same.
-So are pushes as large along random directions, shuffled ones and those of other live latents. Every latent is pushed in
-contexts drawn for it, so that intervals over latents hold the chance of that draw; documents are not resampled. Labels
-with a pattern that text can be searched for have their best latent clamped while the model writes: does it write more?
+So are pushes as large along random directions, shuffled ones and those of other live latents. Intervals are of
+bootstraps that draw documents and latents anew. Labels with a pattern that text can be searched for have their best
+latent clamped while the model writes: does it write more?
 """
 
 import re
+import warnings
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +30,13 @@ LEAST = 20
 """Latents on at fewer tokens are left out."""
 CONTROLS = {"random": "random directions", "opposite": "the same direction, its sign turned",
             "shuffled": "shuffled directions", "other": "other live latents"}  # fmt: skip
+FIELDS = ("moved", "kl", "wanted", "direct_wanted", "gradient_wanted", "direct", "gradient")
+"""Of ``steer.Effects``; ``wanted`` is how much it changed."""
 
 
 def run(config, key, workdir):
-    """[latents, strengths] of ``steer.effects``, [latents] of controls and ablations; what latents of labels write."""
+    """``NAME_FIELD`` [latents, strengths, contexts] of ``steer.effects`` (one strength of controls and ablations), with
+    ``tokens`` and ``documents`` [latents, contexts]; what latents of labels write."""
     check.whole(config, "tried", "contexts", "wanted", "samples", "tokens")
     keys = jax.random.split(key, 4)
     texts, model = reading.model(config, keys[0], workdir)
@@ -54,7 +59,7 @@ def run(config, key, workdir):
                 where = jax.random.fold_in(keys[2], int(j))
                 top = float(column.data.max())
                 one = _one(config, model, texts, sae, int(j), top, texts_of, votes[i], live, where)
-                for name, values in one.items():
+                for name, values in (one | {"documents": texts_of.documents}).items():
                     found.setdefault(name, []).append(values)
                 progress.update(task, advance=1)
             chosen += some.tolist()
@@ -75,7 +80,7 @@ def _where(on, total, config, seed):
 
 
 def _one(config, model, texts, sae, j, top, some, votes, live, key):
-    """Everything that is measured of one latent: ``NAME_FIELD``, of the feature for each strength."""
+    """Everything that is measured of one latent."""
     special, wanted = texts.tokenizer.special, np.argsort(-votes, kind="stable")[: config.wanted]
     push = steer.steering(model.config, sae, config.site, [Change(j, "add", 1.0)], special=special)
     off = steer.steering(model.config, sae, config.site, [Change(j, "ablate")], special=special)
@@ -83,27 +88,47 @@ def _one(config, model, texts, sae, j, top, some, votes, live, key):
 
     def effects(steered, strength=1.0, ranks=False):
         moved = replace(steered, values=jnp.asarray([strength * top], jnp.float32))
-        return _numbers(steer.effects(model, moved, some, wanted, len(some.tokens), ranks=ranks))
+        found = steer.effects(model, moved, some, wanted, len(some.tokens), ranks=ranks)
+        return found._replace(wanted=found.wanted - found.clean_wanted)
 
-    by_strength = [effects(push, s, i == whole) for i, s in enumerate(config.strengths)]
-    out = {f"feature_{name}": np.stack([one[name] for one in by_strength]) for name in by_strength[0]}
     controls = steer.controls(push, key, live)
-    for name, steered in {**{name: controls[name] for name in CONTROLS}, "ablated": off}.items():
-        out |= {f"{name}_{k}": v for k, v in effects(steered).items()}
+    measured = {"feature": [effects(push, s, i == whole) for i, s in enumerate(config.strengths)]}
+    measured |= {name: [effects(controls[name])] for name in CONTROLS} | {"ablated": [effects(off)]}
+    out = {f"{name}_{field}": np.stack([getattr(one, field) for one in ones]).astype(np.float32)
+           for name, ones in measured.items() for field in FIELDS}  # fmt: skip
+    return out | {"tokens": measured["ablated"][0].tokens}
+
+
+def _numbers(results, name, weights=None):
+    """[draws, latents, strengths] of each field: means over tokens, and of both predictions (slope, Pearson's r, rank
+    correlation) [..., 3].
+
+    Args:
+        weights: [draws, latents, contexts], how often each context counts; None: once.
+    """
+    w = np.ones((1, *results["tokens"].shape)) if weights is None else weights
+    n = np.einsum("dlc,lc->dl", w, results["tokens"])[..., None]
+    total = {field: np.einsum("dlc,lsc...->dls...", w, results[f"{name}_{field}"]) for field in FIELDS}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = {field: total[field] / n for field in ("kl", "wanted", "direct_wanted", "gradient_wanted")}
+        for field in ("direct", "gradient"):
+            out[field] = np.stack(steer.agreement(total[field], total["moved"]), -1)
     return out
 
 
-def _numbers(e):
-    """Means over tokens, and (slope, Pearson's r, rank correlation) of both predictions."""
-    n = e.tokens.sum()
-    return {
-        "kl": e.kl.sum() / n,
-        "wanted": (e.wanted - e.clean_wanted).sum() / n,
-        "direct_wanted": e.direct_wanted.sum() / n,
-        "gradient_wanted": e.gradient_wanted.sum() / n,
-        "direct": np.stack(steer.agreement(e.direct.sum(0), e.moved.sum())),
-        "gradient": np.stack(steer.agreement(e.gradient.sum(0), e.moved.sum())),
-    }
+class _Drawn(NamedTuple):
+    """Documents and latents drawn anew, so many times."""
+
+    weights: np.ndarray  # [draws, latents, contexts]
+    picks: np.ndarray  # [draws, latents]
+
+
+def _drawn(results, seed, draws=1000):
+    rng = np.random.default_rng(seed)
+    known, place = np.unique(results["documents"], return_inverse=True)
+    times = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), draws)
+    shape = results["documents"].shape
+    return _Drawn(times[:, place.reshape(shape)], rng.integers(0, shape[0], (draws, shape[0])))
 
 
 def _written(config, model, texts, sae, live, key):
@@ -157,25 +182,26 @@ def draw(results, config):
     written = bool(config.patterns)
     figure, axes = plt.subplots(1, 3 + written, figsize=(4.6 * (3 + written), 4.5), dpi=110, layout="constrained")
     x = np.asarray(config.strengths, float)
+    feature = {field: values[0] for field, values in _numbers(results, "feature").items()}
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(x)))
     for i, strength in enumerate(x):
-        axes[0].plot(results["feature_gradient_wanted"][:, i], results["feature_wanted"][:, i], "o", ms=3.5,
-                     color=colours[i], label=f"{strength:g}")  # fmt: skip
+        axes[0].plot(feature["gradient_wanted"][:, i], feature["wanted"][:, i], "o", ms=3.5, color=colours[i],
+                     label=f"{strength:g}")  # fmt: skip
     ends = [min(0.0, axes[0].get_xlim()[0]), axes[0].get_xlim()[1]]
     axes[0].plot(ends, ends, color="0.6", lw=0.8)
     axes[0].set(xlabel="predicted by the derivative", ylabel="observed",
                 title="change of log p of a latent's strongest votes")  # fmt: skip
     axes[0].legend(title="strength", frameon=False, fontsize=8)
-    gradient, direct = results["feature_gradient"][..., 1], results["feature_direct"][..., 1]
+    gradient, direct = feature["gradient"][..., 1], feature["direct"][..., 1]
     _colour_line(axes[1], x, gradient, "#3f6fb5", "by the derivative")
     if np.isfinite(direct).any() and not np.allclose(direct, gradient, atol=1e-3, equal_nan=True):
         _colour_line(axes[1], x, direct, "#e08a3c", "by the direct path")
     axes[1].set(xlabel="strength, of the largest activation", ylabel="Pearson's r over the vocabulary", ylim=(0, 1.02),
                 title="predicted and observed logits (median, quartiles)")  # fmt: skip
     axes[1].legend(frameon=False, fontsize=8)
-    _colour_line(axes[2], x, results["feature_wanted"], "#3f6fb5", "features")
+    _colour_line(axes[2], x, feature["wanted"], "#3f6fb5", "features")
     for i, (name, words) in enumerate(CONTROLS.items()):
-        low, mid, high = np.percentile(results[f"{name}_wanted"], (25, 50, 75))
+        low, mid, high = np.percentile(_numbers(results, name)["wanted"], (25, 50, 75))
         axes[2].errorbar(1 + 0.08 * (i - 1.5), mid, [[mid - low], [high - mid]], fmt="s", ms=5, label=words,
                          color=("0.5", "#8d6bb8", "0.3", "#c44e52")[i])  # fmt: skip
     axes[2].axhline(0, color="0.6", lw=0.8)
@@ -200,58 +226,72 @@ def draw(results, config):
     return {"": figure}
 
 
-def _median(values, seed, draws=2000):
-    """Median over latents, its 95 % interval over latents, and how many it is of."""
-    x = np.asarray(values, float)
-    x = x[np.isfinite(x)]
-    if not len(x):
-        return np.nan, np.nan, np.nan, 0
-    picks = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    return float(np.median(x)), *map(float, np.percentile(np.median(x[picks], 1), (2.5, 97.5))), len(x)
+def _median(values, drawn, picks):
+    """Median over latents, its 95 % interval over latents and documents, and how many latents it is of.
+
+    Args:
+        values: [latents]. drawn: [draws, latents], the same of documents drawn anew. NaN where there is no such number.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are NaN
+        middle = np.nanmedian(np.take_along_axis(drawn, picks, 1), 1)
+        return float(np.nanmedian(values)), *np.nanpercentile(middle, (2.5, 97.5)), int(np.isfinite(values).sum())
+
+
+def _rank_correlation(a, b):
+    """Spearman's, along the last axis; NaN where one side is constant or has a NaN."""
+    a, b = (stats.rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (a, b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
 def claims(results, config):
     """Small pushes do what the derivative says, large ones still rank the tokens as it says; other pushes do not."""
     x = np.asarray(config.strengths, float)
     low, one = int(np.argmin(np.abs(x))), int(np.argmin(np.abs(x - 1)))
-    gradient = results["feature_gradient"]
-    seen, said = results["feature_wanted"], results["feature_gradient_wanted"]
-    same = np.allclose(results["feature_direct"], gradient, atol=1e-3, equal_nan=True)
-    out = []
+    weights, picks = _drawn(results, config.seed)
+    kinds = ("feature", "ablated", *CONTROLS)
+    found = {name: _numbers(results, name) for name in kinds}
+    again = {name: _numbers(results, name, weights) for name in kinds}
+    direct, gradient = found["feature"]["direct"], found["feature"]["gradient"]
+    same = np.allclose(direct, gradient, atol=1e-3, equal_nan=True)
+    over, out = "latents and documents", []
 
-    def median(text, source, least, values, note=""):
-        mid, bottom, top, n = _median(values, config.seed)
-        by_seed = [_median(values[results["seed"] == s], config.seed)[0] for s in np.unique(results["seed"])]
+    def median(text, source, least, of, note=""):
+        """A claim on what ``of`` makes [draws, latents] of the numbers of each kind of push."""
+        values = of(found)[0]
+        mid, bottom, top, n = _median(values, of(again), picks)
+        by_seed = np.array([np.nanmedian(values[results["seed"] == s]) for s in np.unique(results["seed"])])
+        seeds = reading.said(*reading.over_seeds(by_seed)[1:])
         out.append(Claim(
-            f"{text}: median over latents (low end of 95 % over latents)", source, least, bottom, 0.0, ">=",
-            note=f"median {mid:.3f} of {n} latents, {reading.said(bottom, top, 'latents')}; by seed "
-                 f"{', '.join(f'{v:.3f}' for v in by_seed)}" + (f"; {note}" if note else ""),
+            f"{text}: median over latents (low end of 95 % over {over})", source, least, float(bottom), 0.0, ">=",
+            note=f"median {mid:.3f} of {n} latents, {reading.said(bottom, top, over)}; by seed "
+                 f"{', '.join(f'{v:.3f}' for v in by_seed)}, {seeds}" + (f"; {note}" if note else ""),
         ))  # fmt: skip
 
     about = "the direct path says the same here" if same else (
-        f"by the direct path {np.nanmedian(results['feature_direct'][:, one, 2]):.3f}"
+        f"by the direct path {np.nanmedian(direct[0, :, one, 2]):.3f}"
     )  # fmt: skip
     median(f"logits after a push of {x[low]:g} of the largest activation: Pearson's r with the derivative's prediction",
-           "first order", 0.95, gradient[:, low, 1])  # fmt: skip
+           "first order", 0.95, lambda e: e["feature"]["gradient"][:, :, low, 1])  # fmt: skip
     median("after a push of 1: rank correlation over the vocabulary with that prediction", "what a feature votes for",
-           0.7, gradient[:, one, 2], about)  # fmt: skip
+           0.7, lambda e: e["feature"]["gradient"][:, :, one, 2], about)  # fmt: skip
     median("ablation, in texts where the latent is on: Pearson's r of logits with the derivative's prediction",
-           "attribution", 0.8, results["ablated_gradient"][:, 1])  # fmt: skip
-    order = float(stats.spearmanr(said[:, one], seen[:, one]).statistic)
-    picks = np.random.default_rng(config.seed).integers(0, len(seen), (2000, len(seen)))
-    with np.errstate(invalid="ignore"):
-        drawn = [stats.spearmanr(said[p, one], seen[p, one]).statistic for p in picks if np.ptp(seen[p, one]) > 0]
-    bottom, top = np.nanpercentile(drawn, (2.5, 97.5)) if drawn else (np.nan, np.nan)
+           "attribution", 0.8, lambda e: e["ablated"]["gradient"][:, :, 0, 1])  # fmt: skip
+    order = _rank_correlation(*(found["feature"][part][0, :, one] for part in ("gradient_wanted", "wanted")))
+    drawn = _rank_correlation(*(np.take_along_axis(again["feature"][part][:, :, one], picks, 1)
+                                for part in ("gradient_wanted", "wanted")))  # fmt: skip
+    bottom, top = np.nanpercentile(drawn, (2.5, 97.5)) if np.isfinite(drawn).any() else (np.nan, np.nan)
     out.append(Claim(
         "rank correlation, over latents, of predicted and observed change of log p of their votes, push of 1 (low end "
-        "of 95 % over latents)", "what a feature votes for", 0.7, float(bottom), 0.0, ">=",
-        note=f"{order:.3f}, {reading.said(bottom, top, 'latents')}",
+        f"of 95 % over {over})", "what a feature votes for", 0.7, float(bottom), 0.0, ">=",
+        note=f"{order:.3f}, {reading.said(bottom, top, over)}",
     ))  # fmt: skip
-    dose = np.array([stats.spearmanr(x, row).statistic for row in seen])
-    median("dose-response: rank correlation of strength and log p of the votes", "monotonic", 0.9, dose)
+    median("dose-response: rank correlation of strength and log p of the votes", "monotonic", 0.9,
+           lambda e: _rank_correlation(e["feature"]["wanted"], x))  # fmt: skip
     for name, words in CONTROLS.items():
         median(f"change of log p of the votes, push of 1, less that of {words} as large (nats)", "control", 0.0,
-               seen[:, one] - results[f"{name}_wanted"])  # fmt: skip
+               lambda e, name=name: e["feature"]["wanted"][:, :, one] - e[name]["wanted"][:, :, 0])  # fmt: skip
     for i, (name, _) in enumerate(config.patterns):
         out.append(_writes(results, config, i, name))
     return out
