@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_a_character_of_several_tokens_is_covered_by_each():
     found = bytes_only.encode("aש")
     assert len(found.ids) == 3
     assert (found.starts.tolist(), found.ends.tolist()) == ([0, 1, 1], [1, 2, 2])
+
+
+@pytest.mark.parametrize("pattern", [r"[\u0590-\u05ff]+", r"[a-z]+", "🙂 é", r"\d*", "."])
+def test_tokens_that_a_pattern_matches_are_those_of_its_spans(byte_level, pattern):
+    said, pattern = "a שלום world 中文🙂 é12", re.compile(pattern)
+    found = byte_level.encode(said)
+    spans = [Span(*m.span(), 0) for m in pattern.finditer(said) if m.group()]
+    want = np.unpackbits(text.token_labels(found, spans, 1), axis=1, count=1)[:, 0]
+    assert byte_level.matched(found.ids, pattern).tolist() == want.tolist()
+    held = [byte_level.pieces[i].decode("utf-8", "ignore") for i in found.ids]
+    assert all(hit for hit, piece in zip(want, held, strict=True) if pattern.search(piece) and pattern.search(piece)[0])
+
+
+def test_patterns_pass_over_broken_characters_and_special_tokens():
+    bytes_only = text.train_tokenizer(of("abc"), 257)
+    ids = bytes_only.encode("aש").ids.tolist()
+    assert bytes_only.matched(ids, re.compile("ש")).tolist() == [False, True, True]
+    broken = [bytes_only.bos, ids[0], ids[1], ids[0], ids[2], bytes_only.bos, *ids[1:], ids[0]]
+    assert bytes_only.matched(broken, re.compile("a")).tolist() == [i in (1, 3, 8) for i in range(9)]
+    assert bytes_only.matched(broken, re.compile("ש")).tolist() == [i in (6, 7) for i in range(9)]
+    assert bytes_only.matched([], re.compile("a")).tolist() == []
 
 
 @real

@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.samples = 4  # of each prompt and strength
     c.tokens = 40  # written in each
     c.temperature = 0.7
-    c.counts = ""  # a regular expression: its share of the characters written is followed
+    c.counts = ""  # a regular expression: its share of the tokens written is followed
     if variant == "quick":
         c.judged, c.samples, c.tokens, c.strengths = 16, 2, 12, (-1.0, 0.0, 1.0, 4.0)
     return c

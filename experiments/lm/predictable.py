@@ -132,7 +132,7 @@ def _drawn(results, seed, draws=1000):
 
 
 def _written(config, model, texts, sae, live, key):
-    """[patterns, strengths, samples]: share of the characters written that a label's pattern matches, its best latent
+    """[patterns, strengths, samples]: share of the tokens written that a label's pattern matches, its best latent
     clamped, and a random direction moved as far."""
     if not config.patterns:
         return {}
@@ -156,11 +156,9 @@ def _written(config, model, texts, sae, live, key):
                 if not strength:  # what is written without
                     moved = replace(moved, end=jnp.int32(0))
                 made, loss = steer.write(model, moved, prompt, pad, key, config.tokens, config.temperature)
-                written = [texts.tokenizer.decode(row) for row in np.asarray(made)]
-                matched = [sum(len(m.group()) for m in re.finditer(pattern, t)) / max(len(t), 1) for t in written]
-                shares.append(matched)
+                shares.append([texts.tokenizer.matched(row, re.compile(pattern)).mean() for row in np.asarray(made)])
                 losses.append(np.asarray(loss))
-                says.append(written[0])
+                says.append(texts.tokenizer.decode(np.asarray(made)[0]))
         units.append(unit)
     shape = (len(config.patterns), 2, 1 + len(config.pushes))
     return {
@@ -215,7 +213,7 @@ def draw(results, config):
                 axes[3].plot(pushes, results["written_share"][i, row].mean(-1), style, ms=4, color=f"C{i}",
                              label=name if not row else None)  # fmt: skip
         axes[3].set(xlabel="clamped to, of the largest activation (0: not steered)",
-                    ylabel="share of the characters written", ylim=(0, 1.02),
+                    ylabel="share of the tokens written", ylim=(0, 1.02),
                     title="what is written (dotted: random direction)")  # fmt: skip
         axes[3].legend(frameon=False, fontsize=8)
     plot.plain(axes)
@@ -308,7 +306,7 @@ def _writes(results, config, i, name):
     low, high = np.percentile(ours[picks[0]].mean(1) - random[picks[1]].mean(1), (2.5, 97.5))
     strengths = [0.0, *config.pushes]
     return Claim(
-        f"{name}: share of the characters written, its latent clamped, less that of the same push in a random "
+        f"{name}: share of the tokens written, its latent clamped, less that of the same push in a random "
         "direction (strength chosen on one half of the samples, low end of 95 % over the others)",
         "steering", 0.2, float(low), 0.0, ">=",
         note=f"not steered {share[0, 0].mean():.2f}, clamped to {strengths[at]:g} {ours.mean():.2f}, random "

@@ -125,8 +125,7 @@ def _written(config, key, model, tokenizer, steered, strengths, units, counted, 
         said = [tokenizer.decode(row) for row in np.asarray(new)]
         texts.append(said)
         losses.append(np.asarray(loss))
-        matched = [sum(len(m.group()) for m in counted.finditer(t)) / max(len(t), 1) for t in said] if counted else None
-        shares.append(matched or [np.nan] * len(said))
+        shares.append([tokenizer.matched(row, counted).mean() if counted else np.nan for row in np.asarray(new)])
     shape = (len(strengths), len(prompts), config.samples)
     return {
         "texts": np.array(texts).reshape(shape),
@@ -186,7 +185,7 @@ def draw(results, config):
     if np.isfinite(results["text_share"]).any():
         other = ax.twinx()
         other.plot(x, results["text_share"].mean((1, 2)), "s-", ms=4, color="#3f6fb5")
-        other.set_ylabel(f"share of characters that match {config.counts}", color="#3f6fb5")
+        other.set_ylabel(f"share of tokens that match {config.counts}", color="#3f6fb5")
     ax.legend(fontsize=8, frameon=False)
     plot.plain(axes.flat)
     figure.suptitle(

@@ -7,6 +7,7 @@ its characters does (of a character that is split over several tokens, each of t
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,6 +212,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Bytes that are no UTF-8 come out as U+FFFD."""
         return b"".join(self.pieces[int(i)] for i in ids).decode("utf-8", "replace")
+
+    def matched(self, ids: Sequence[int] | np.ndarray, pattern: re.Pattern[str]) -> Bool[np.ndarray, " T"]:
+        """Which tokens hold a part of what a regular expression matches in the text that they make up.
+
+        Bytes that are no UTF-8 are one character each (a lone surrogate).
+        """
+        sizes = np.array([len(self.pieces[int(i)]) for i in ids], np.int64)
+        said = b"".join(self.pieces[int(i)] for i in ids).decode("utf-8", "surrogateescape")
+        wide = np.array([len(c.encode("utf-8", "surrogateescape")) for c in said], np.int64)
+        character, ends = np.repeat(np.arange(len(said)), wide), np.cumsum(sizes)
+        starts, reach = np.append(character, len(said))[ends - sizes], np.append(0, character + 1)[ends]
+        spans = [Span(*m.span(), 0) for m in pattern.finditer(said) if m.group()]
+        found = token_labels(Encoded(np.asarray(ids), starts, np.where(sizes, reach, starts)), spans, 1)
+        return np.unpackbits(found, axis=1, count=1)[:, 0].astype(bool)
 
     def digest(self) -> str:
         """SHA-256 of the tokenizer's file, 16 hex digits."""
