@@ -331,6 +331,38 @@ def test_a_gemma_scope_sae_and_a_transcoder_on_labelled_texts(folder, tmp_path):
         assert steered["feature_kl"][-1] > 0
 
 
+def test_the_best_detectors_of_labels_are_shown(folder, saes, tmp_path):  # noqa: F811
+    """Against scores counted by hand; each label and each latent once, no label of more than a tenth of the tokens."""
+    of = settings(
+        folder, saes, best=5, features=(), ablations=False, doses=(), tokens=2500,
+        **{"corpus.kind": "python source", "corpus.modules": ("json", "bisect")},
+    )  # fmt: skip
+    arrays, _ = run("dashboard", tmp_path, **of)
+    model, tokenizer = language.read(str(folder / "model"))
+    one, corpus = formats.read(saes / "a"), python_source(("json", "bisect"))
+    texts = text.contexts(corpus, tokenizer, 32, tokens=2500, labels=True)
+    keep = (texts.mask & ~np.isin(texts.tokens, tokenizer.special)).ravel()
+    reads = one.metadata.site
+    x = np.asarray(SAE(one.arch, one.params).encode(model(texts.tokens, capture=[reads]).captured[reads])) > 0
+    on = x.reshape(len(keep), -1)[keep]
+    y = np.unpackbits(texts.labels.reshape(len(keep), -1), axis=1, count=len(corpus.labels))[keep].astype(bool)
+    f1 = {(j, i): 2 * (on[:, j] & y[:, i]).sum() / max(on[:, j].sum() + y[:, i].sum(), 1)
+          for j in range(on.shape[1]) for i in np.flatnonzero(y.mean(0) <= 0.1)}  # fmt: skip
+    latents, used = set(), set()
+    for (j, i), value in sorted(f1.items(), key=lambda item: -item[1]):
+        if value and j not in latents and i not in used and len(latents) < 5:
+            latents.add(j)
+            used.add(i)
+    assert arrays["latents"].tolist() == sorted(latents)
+    for changes, said in (
+        ({"features": (1,)}, "features and best both say which latents are shown"),
+        ({"best": -1}, "best must be a whole number of at least 0"),
+        ({"corpus.kind": "files"}, "has no labels that latents could detect: name latents by features"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run("dashboard", tmp_path, **{**of, **changes})
+
+
 @test_language.real
 @pytest.mark.ci
 def test_a_page_of_the_stories_model(tmp_path):

@@ -30,6 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.tokens = 1_000_000  # stop after the document in which so many are reached; 0 reads all
     c.passes = 32  # contexts a pass
     c.features = ()  # latents shown; none is all
+    c.best = 0  # so many instead: for each of some labels of the texts the latent that is the best detector of it
     c.ablations = True  # take latents out of their examples, later layers run again
     c.doses = (-1.0, 0.0, 1.0, 2.0, 4.0)  # strengths of steering, in units of the largest activation; () leaves it out
     c.prompts = ()  # texts of your own whose tokens are shown with their features; none takes some of the corpus

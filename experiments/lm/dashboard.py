@@ -55,6 +55,8 @@ def _judge(name):
     return found
 
 
+BROAD = 0.1
+"""Share of the tokens above which a label says little of them."""
 BLOCK = 64
 """Latents whose records are kept together on disk: what a stopped run loses at most."""
 
@@ -82,6 +84,9 @@ def run(config, key, workdir):
     model, tokenizer = language.read(config.model)
     sae, model, site, reads = latents.published(config, model)
     named = page.labels(config.labels, sae.arch.d_sae) if config.labels else {}
+    check.whole(config, "best", least=0)
+    if config.best and config.features:
+        raise ValueError("features and best both say which latents are shown: give one of them")
     shown = sorted({int(j) for j in config.features}) or list(range(sae.arch.d_sae))
     if bad := [j for j in shown if not 0 <= j < sae.arch.d_sae]:
         raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {sae.arch.d_sae - 1}")
@@ -91,6 +96,8 @@ def run(config, key, workdir):
     contexts = text.contexts(
         corpus, tokenizer, config.context, bos=config.bos, labels=labelled, tokens=config.tokens or None
     )
+    if config.best and not labelled:
+        raise ValueError(f"{corpus.name} has no labels that latents could detect: name latents by features")
     units = _neurons(reads) if model.config.d_mlp else None
     facts = {**language.identity(config.model), "corpus": corpus.digest()}
 
@@ -114,6 +121,8 @@ def run(config, key, workdir):
         model, sae, site, contexts, held, tokenizer.pieces, reads, tokenizer.special, seed=config.seed,
         labels=corpus.labels if labelled else (), names=named, matches=matches,
     )  # fmt: skip
+    if config.best:
+        shown = _detectors(subject, config.best)
     ablations = Ablations(model, sae, site, contexts) if config.ablations else None
     others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
     made_of = [facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge]
@@ -151,6 +160,31 @@ def run(config, key, workdir):
             for r in again
         })  # fmt: skip
     return {"latents": np.array(shown), "tokens": np.asarray(held.kept), **{k: np.array(v) for k, v in kept.items()}}
+
+
+def _detectors(subject, most, chunk=1 << 16):
+    """At most so many latents, ascending: of all pairs of a label and a latent those with the highest F1, on all texts,
+    each label and each latent once. Labels of more than ``BROAD`` of the tokens are left out."""
+    bits, L = subject.contexts.labels.reshape(len(subject.tokens.keep), -1), len(subject.labels)
+    labelled = lambda rows: np.unpackbits(bits[rows], axis=1, count=L).astype(np.float32)  # noqa: E731
+    parts = [slice(i, i + chunk) for i in range(0, len(bits), chunk)]
+    tokens = sum(labelled(rows)[subject.tokens.keep[rows]].sum(0, dtype=np.float64) for rows in parts)
+    held, hits = subject.codes, []
+    for start in range(0, held.latents, 256):
+        on = (held.block(start, min(start + 256, held.latents)) != 0).astype(np.float32).tocsr()
+        hits.append(sum(on[rows].T @ labelled(rows) for rows in parts))
+    f1 = 2 * np.concatenate(hits) / np.maximum(held.counts[:, None] + tokens, 1)
+    f1[:, tokens > BROAD * held.kept] = 0
+    chosen: dict[int, int] = {}
+    for place in np.argsort(-f1, axis=None, kind="stable"):
+        latent, label = divmod(int(place), L)
+        if len(chosen) == most or not f1[latent, label]:
+            break
+        if latent not in chosen and label not in chosen.values():
+            chosen[latent] = label
+    if not chosen:
+        raise ValueError("no latent is on at a token with a label: train longer, or take more texts")
+    return sorted(chosen)
 
 
 def _kept(subject, shown, ablations, config, ask, place):
