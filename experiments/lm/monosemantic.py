@@ -145,14 +145,15 @@ def _ones(config, kind):
     return names.get(kind, [kind])
 
 
-def _auroc(results, config, kind):
-    """[seeds, labels, ks]; labels that no half has enough tokens of are NaN."""
-    return np.stack([results[f"probe_{one}_auroc"][_shown(results)] for one in _ones(config, kind)])
+def _probes(results, config, kind, part="auroc"):
+    """[seeds, ks], median over labels of a score of the probes; labels of which no half has enough tokens are NaN."""
+    found = np.stack([results[f"probe_{one}_{part}"][_shown(results)] for one in _ones(config, kind)])
+    return np.nanmedian(found, 1)
 
 
 def draw(results, config):
     """F1 by kind of unit, latents against neurons, and k-sparse probes; how well units are explained."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), dpi=110, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(18, 4.8), dpi=110, layout="constrained")
     f1 = _f1(results, config)
     for name, colour in KINDS.items():
         values = np.sort(f1[name].mean(0))[::-1]
@@ -167,18 +168,19 @@ def draw(results, config):
     axes[1].set(xlim=(0, 1), ylim=(0, 1), xlabel="F1 of the best neuron", ylabel="F1 of the best latent",
                 title=f"one point a label; bars: {config.seeds} seeds")  # fmt: skip
     at = np.arange(len(config.ks))
-    for i, (name, colour) in enumerate(KINDS.items()):
-        found = np.nanmedian(_auroc(results, config, name), 1)  # [seeds, ks]
-        axes[2].plot(at + 0.06 * (i - 2), found.mean(0), "o-", ms=4, lw=1, color=colour, label=WORDS.get(name, name))
-        if len(found) > 1:
-            axes[2].vlines(at + 0.06 * (i - 2), found.min(0), found.max(0), color=colour, lw=2, alpha=0.5)
-    axes[2].set(xticks=at, xticklabels=[str(k) for k in config.ks], xlabel="units a probe reads",
-                ylabel="area under the ROC curve, median label", title="k-sparse probes")  # fmt: skip
+    for ax, part, words in zip(axes[2:], ("auroc", "f1"), ("area under the ROC curve", "F1, other half"), strict=True):
+        for i, (name, colour) in enumerate(KINDS.items()):
+            found = _probes(results, config, name, part)
+            ax.plot(at + 0.06 * (i - 2), found.mean(0), "o-", ms=4, lw=1, color=colour, label=WORDS.get(name, name))
+            if len(found) > 1:
+                ax.vlines(at + 0.06 * (i - 2), found.min(0), found.max(0), color=colour, lw=2, alpha=0.5)
+        ax.set(xticks=at, xticklabels=[str(k) for k in config.ks], xlabel="units a probe reads",
+               ylabel=f"{words}, median label", title="k-sparse probes")  # fmt: skip
     axes[2].legend(frameon=False, fontsize=8)
     plot.plain(axes)
     figure.suptitle(f"Are features cleaner than neurons? {config.kind.d_sae} latents of {config.site}, "
                     f"{config.corpus.kind}")  # fmt: skip
-    return {"": figure, "explained": _draw_explained(results, config)}
+    return {"": figure, "_explained": _draw_explained(results, config)}
 
 
 def _live(results, name):
@@ -249,11 +251,13 @@ def claims(results, config):
     names = {"neurons": "neurons", "PCA": "principal components", "random": "random directions",
              "control": "latents of a model with shuffled weights"}  # fmt: skip
     for at, k in ((0, config.ks[0]), (-1, config.ks[-1])):
-        one = {name: np.nanmedian(_auroc(results, config, name)[:, :, at], 1) for name in KINDS}
+        one = {name: _probes(results, config, name)[:, at] for name in KINDS}
+        score = {name: _probes(results, config, name, "f1")[:, at].mean() for name in KINDS}
         for name, words in names.items():
             out.append(_less(f"probes of {k}: median area under the ROC curve of latents less that of {words}",
                              "k-sparse probing (Gurnee et al. 2023)", one["latents"] - one[name],
-                             f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}"))  # fmt: skip
+                             f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}; median F1 of the "
+                             f"same probes {score['latents']:.3f} and {score[name]:.3f}"))  # fmt: skip
     own = np.array([np.median(values) for values in _of(results, "latents", "f1")])
     for name in ("neurons", "random"):
         other = np.array([np.median(values) for values in _of(results, name, "f1")])
