@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from scipy import optimize
 
 from experiments import check, language, latents, reading
@@ -139,13 +140,19 @@ def draw(results, config):
                      label=name)  # fmt: skip
     axes[1].set(xscale="log", xlabel="share of tokens on which a latent is on", ylabel="median correlation",
                 ylim=(0, 1.02), title="by how often a latent is on")  # fmt: skip
+    axes[1].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[1].legend(frameon=False, fontsize=8)
+    bins, top = np.linspace(-0.2, 1, 49), 0.0
     for name in ("another seed", "another kind"):
-        axes[2].hist(np.concatenate(_by_pair(results, name, "cosine")), np.linspace(-0.2, 1, 49), density=True,
-                     histtype="step", lw=1.6, color=OTHERS[name], label=name)  # fmt: skip
-    axes[2].hist(results["cosine_chance"].ravel(), np.linspace(-0.2, 1, 49), density=True, histtype="step", lw=1.2,
-                 color="0.6", ls=":", label="random directions")  # fmt: skip
-    axes[2].set(xlabel="cosine of decoder rows, matched one to one", ylabel="density", title="directions")
+        height, *_ = axes[2].hist(np.concatenate(_by_pair(results, name, "cosine")), bins, density=True,
+                                  histtype="step", lw=1.6, color=OTHERS[name], label=name)  # fmt: skip
+        top = max(top, np.max(height))
+    axes[2].hist(results["cosine_chance"].ravel(), bins, density=True, histtype="step", lw=1.2, color="0.6", ls=":",
+                 label="random directions")  # fmt: skip
+    axes[2].set(xlabel="cosine of decoder rows, matched one to one", ylabel="density", ylim=(0, 1.35 * top),
+                title="directions")  # fmt: skip
     axes[2].legend(frameon=False, fontsize=8)
     plot.plain(axes)
     figure.suptitle(
