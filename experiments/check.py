@@ -1,5 +1,8 @@
 """Values of a config that are checked before anything is trained; each failure is one sentence."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 from superpose.train.recipe import Group, Recipe
@@ -29,6 +32,34 @@ def positive(config, *names: str) -> None:
         values = _numbers(config, name)
         if not np.all(np.isfinite(values) & (values > 0)):
             raise ValueError(f"{name} must be positive and finite, got {config[name]!r}")
+
+
+def finite(config, *names: str) -> None:
+    """Finite numbers (or lists of them)."""
+    for name in names:
+        if not np.isfinite(_numbers(config, name)).all():
+            raise ValueError(f"{name} must be finite numbers, got {config[name]!r}")
+
+
+def not_negative(config, *names: str) -> None:
+    """Finite numbers of at least 0 (or lists of them)."""
+    for name in names:
+        values = _numbers(config, name)
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {config[name]!r}")
+
+
+def writable(folder: str) -> None:
+    """A folder that files can be written into; it is made."""
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{place} is a file: name a folder")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"nothing can be written into {place} ({error}): name another folder") from error
 
 
 def ends(config, *names: str) -> None:

@@ -91,6 +91,17 @@ def judged(c: Any, texts: Texts) -> text.Contexts:
     return texts.held.rows(np.unique(np.linspace(0, n - 1, min(n, c.judged)).astype(int)))
 
 
+def context(c: Any, model: Transformer) -> int:
+    """Tokens a context: what ``c.context`` says; of 0, 128 or as many as the model takes."""
+    check.whole(c, "context", least=0)
+    if c.context == 1 or c.context > model.config.context:
+        raise ValueError(
+            f"context must be at least 2 and at most the model's {model.config.context} (0 takes 128 or what the model "
+            f"takes), got {c.context}"
+        )
+    return c.context or min(128, model.config.context)
+
+
 def architecture(c: Any, vocab: int) -> Config:
     """The decoder that ``c.model`` states."""
     return Config(vocab=vocab, context=c.context, **{**c.model, "windows": tuple(c.model.windows)})
@@ -175,6 +186,12 @@ def tokenizer_of(path: str, vocab: int | None = None) -> text.Tokenizer:
     place = Path(path)
     beside = place if place.is_dir() else next(iter(sorted(place.parent.glob("tok*.bin"))), place.parent)
     return text.read_tokenizer(beside, vocab)
+
+
+def shown(tokenizer: text.Tokenizer) -> list[bytes]:
+    """Bytes of each token for a reader: special ones by their names."""
+    name = lambda i: (tokenizer.backend.id_to_token(i) or "").encode()  # noqa: E731
+    return [piece or name(i) for i, piece in enumerate(tokenizer.pieces)]
 
 
 def identity(path: str) -> dict[str, str]:

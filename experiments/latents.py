@@ -134,6 +134,12 @@ def published(c: Any, model: Transformer) -> tuple[SAE, Transformer, str, str]:
     return SAE(found.arch, found.params), model, *steer.sites_of(model.config, found.arch, site, reads)
 
 
+def numbers(c: Any) -> None:
+    """That ``c.features``, where there are any, are whole numbers."""
+    if c.features:
+        check.whole(c, "features", least=0)
+
+
 def largest(c: Any, model: Transformer, sae: SAE, reads: str, contexts: Any, special: Sequence[int]) -> np.ndarray:
     """[d_sae], the largest activation of every latent on some contexts, by size."""
     source = Harvest(sites.capture(model, [reads]), contexts, c.passes, Choice(tuple(special)))

@@ -129,6 +129,13 @@ def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):
         ({"sae": str(tmp_path / "siteless")}, "does not say of which site it is: give --config.site"),
         ({"sae": ""}, "name a model and an SAE"),
         ({"features": (24,)}, "no latent 24: they are 0 to 23"),
+        ({"features": (1.5,)}, "features must be a whole number"),
+        ({"tokens": -5}, "tokens must be a whole number of at least 0"),
+        ({"doses": ("a",)}, "doses must hold numbers"),
+        ({"codes": str(tmp_path / "list.json")}, "is a file: name a folder"),
+        ({"neuronpedia": str(tmp_path / "list.json")}, "is a file: name a folder"),
+        ({"page": str(tmp_path / "list.json" / "page.html")}, "is a file: name a folder"),
+        ({"judge": "os.path:join"}, "the judge failed on feature"),
         ({"labels": str(tmp_path / "unknown.json")}, "labels 1 latents that the SAE has not, 24 first"),
         ({"labels": str(tmp_path / "list.json")}, "must map numbers of latents to labels"),
         ({"corpus.path": str(tmp_path / "empty")}, "no file|holds no text|is empty"),
@@ -228,8 +235,9 @@ def test_the_first_token_written_is_steered_with_the_prompt_alone(folder, saes, 
     config = importlib.import_module("configs.lm.steer").get_config("quick")
     config.update({"where": where, "prompts": ("def f(", "import x"), "samples": 3, "tokens": 1, "temperature": 1e-3})
     pushed = steer.steering(model.config, SAE(found.arch, found.params), "resid_post.0", [steer.Change(3, "add", 1.0)])
+    prompts = steer_command._prompts(config, model, tokenizer)
     out = steer_command._written(
-        config, prng.key(0), model, tokenizer, pushed, np.array([0.0, 300.0]), np.ones(1), None, None
+        config, prng.key(0), model, tokenizer, pushed, np.array([0.0, 300.0]), np.ones(1), None, prompts
     )
     assert (out["texts"][0] == out["texts"][1]).all() == same
 
@@ -242,8 +250,16 @@ def test_the_first_token_written_is_steered_with_the_prompt_alone(folder, saes, 
         ({"where": "there"}, "unknown place 'there'"),
         ({"features": (99,)}, "no latent 99"),
         ({"features": (4,)}, "latent 4 is silent on all of these texts"),
-        ({"strengths": (1e36,)}, "must be finite and below|take smaller strengths"),
+        ({"features": (1, 1)}, "latent 1 is changed twice at the same tokens, by clamp and clamp"),
+        ({"features": (1.5,)}, "features must be a whole number"),
+        ({"features": ("a",)}, "features must hold numbers"),
+        ({"strengths": (1e36,)}, "no push that a model could take: give smaller strengths"),
+        ({"strengths": ("a",)}, "strengths must hold numbers"),
         ({"counts": "("}, "is no regular expression"),
+        ({"prompts": ()}, "prompts is empty"),
+        ({"tokens": 500}, "more than the model's context of .*: shorten the prompt, or lower tokens"),
+        ({"temperature": -1.0}, "temperature must be a finite number of at least 0"),
+        ({"context": 4000}, r"at most the model's \d+ \(0 takes"),
     ],
 )
 def test_steering_that_can_t_be_gets_one_sentence(folder, saes, tmp_path, changes, said):  # noqa: F811

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.site, c.reads = "", ""  # what it writes and reads; "" is what its file says
     c.others = ()  # other SAEs of the same site, by path: matches, and the badge
     c.corpus = corpus(kind="files")
-    c.context, c.bos = 128, True  # tokens a context
+    c.context, c.bos = 0, True  # tokens a context; 0 is 128, or what the model takes
     c.tokens = 1_000_000  # stop after the document in which so many are reached; 0 reads all
     c.passes = 32  # contexts a pass
     c.features = ()  # latents shown; none is all

@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = ""  # Hugging Face folder, llama2.c file, or a folder of ours
     c.corpus = corpus(kind="files")  # corpus.path: a text file or a folder of them
     c.sites = ("resid_post.0",)  # names of lm.sites, or TransformerLens'
-    c.context = 128  # tokens
+    c.context = 0  # tokens; 0 is 128, or what the model takes
     c.bos = True  # whether each context starts with the tokenizer's BOS
     c.leave_special = True  # BOS and end of text are not kept
     c.first = 0  # so many tokens at the start of each context are not kept

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.reads = ""  # what is encoded, if another site: a transcoder
     c.model = ""  # to splice the SAEs into: the model that was harvested
     c.corpus = corpus(kind="files")  # texts to splice them in; without a store also those that are trained on
-    c.context, c.bos, c.leave_special, c.first, c.outlier = 128, True, True, 0, 0.0  # without a store: as of harvest.py
+    c.context, c.bos, c.leave_special, c.first, c.outlier = 0, True, True, 0, 0.0  # without a store: as of harvest.py
     c.tokens, c.passes = 0, 32  # the same
     c.generation = 512  # without a store: contexts that are mixed
     c.judged = 512  # contexts of those texts

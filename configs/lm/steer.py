@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.where = "all"  # "prompt", "generated": tokens that are steered while writing
     c.keep_error = True  # what the SAE does not explain stays
     c.corpus = corpus(kind="files")  # texts for largest activations and effects
-    c.context, c.bos, c.judged = 128, True, 256  # tokens a context; contexts taken
+    c.context, c.bos, c.judged = 0, True, 256  # tokens a context (0: 128, or what the model takes); contexts taken
     c.passes = 16  # contexts a pass
     c.wanted = 5  # tokens that the latents vote for most, whose log-probability is followed
     c.prompts = ("",)  # "" is the beginning of a text

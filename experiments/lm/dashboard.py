@@ -74,17 +74,20 @@ def _distinct(paths):
 def run(config, key, workdir):
     """Numbers of every latent: density, largest activation, its explanation's scores, best match, loss effect."""
     check.whole(config, "passes")
-    check.whole(config, "context", least=2)
+    check.whole(config, "tokens", "best", least=0)
+    latents.numbers(config)
     if not config.model or not config.sae:
         raise ValueError("name a model and an SAE: --config.model=FOLDER --config.sae=FOLDER")
     place = page.named(config.page or workdir / "dashboard.html")
-    ask, doses = _judge(config.judge), np.asarray(config.doses, float)
-    if not np.isfinite(doses).all():
-        raise ValueError(f"doses must be finite numbers, got {config.doses}")
+    for folder in (config.codes, config.neuronpedia, str(place.parent)):
+        if folder:
+            check.writable(folder)
+    ask = _judge(config.judge)
+    if config.doses:
+        check.finite(config, "doses")
     model, tokenizer = language.read(config.model)
     sae, model, site, reads = latents.published(config, model)
     named = page.labels(config.labels, sae.arch.d_sae) if config.labels else {}
-    check.whole(config, "best", least=0)
     if config.best and config.features:
         raise ValueError("features and best both say which latents are shown: give one of them")
     shown = sorted({int(j) for j in config.features}) or list(range(sae.arch.d_sae))
@@ -93,9 +96,8 @@ def run(config, key, workdir):
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
     labelled = bool(corpus.labels)
-    contexts = text.contexts(
-        corpus, tokenizer, config.context, bos=config.bos, labels=labelled, tokens=config.tokens or None
-    )
+    context = language.context(config, model)
+    contexts = text.contexts(corpus, tokenizer, context, bos=config.bos, labels=labelled, tokens=config.tokens or None)
     if config.best and not labelled:
         raise ValueError(f"{corpus.name} has no labels that latents could detect: name latents by features")
     units = _neurons(reads) if model.config.d_mlp else None
@@ -122,7 +124,9 @@ def run(config, key, workdir):
         labels=corpus.labels if labelled else (), names=named, matches=matches,
     )  # fmt: skip
     if config.best:
-        shown = _detectors(subject, config.best)
+        best = _detectors(subject, config.best)
+        shown = sorted(best)
+        named |= {j: said for j, said in best.items() if j not in named}
     ablations = Ablations(model, sae, site, contexts) if config.ablations else None
     others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
     made_of = [facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge]
@@ -145,7 +149,7 @@ def run(config, key, workdir):
     with ThreadPoolExecutor(1) as pool:  # the map is drawn up while records are made
         plan = pool.submit(places, np.asarray(sae.W_dec[...])[shown], config.seed)
         files = page.write(
-            place, complete(), title, tokenizer.pieces, documents=contexts.names,
+            place, complete(), title, language.shown(tokenizer), documents=contexts.names,
             note=note,
             prompts=_prompts(subject, some, called, shown, config.passes), plan=plan.result,
         )  # fmt: skip
@@ -163,8 +167,8 @@ def run(config, key, workdir):
 
 
 def _detectors(subject, most, chunk=1 << 16):
-    """At most so many latents, ascending: of all pairs of a label and a latent those with the highest F1, on all texts,
-    each label and each latent once. Labels of more than ``BROAD`` of the tokens are left out."""
+    """At most so many latents, and what each detects: of all pairs of a label and a latent those with the highest F1
+    on all texts, each label and each latent once. Labels of more than ``BROAD`` of the tokens are left out."""
     bits, L = subject.contexts.labels.reshape(len(subject.tokens.keep), -1), len(subject.labels)
     labelled = lambda rows: np.unpackbits(bits[rows], axis=1, count=L).astype(np.float32)  # noqa: E731
     parts = [slice(i, i + chunk) for i in range(0, len(bits), chunk)]
@@ -184,7 +188,7 @@ def _detectors(subject, most, chunk=1 << 16):
             chosen[latent] = label
     if not chosen:
         raise ValueError("no latent is on at a token with a label: train longer, or take more texts")
-    return sorted(chosen)
+    return {j: f"{subject.labels[i]} (the best detector: F1 {f1[j, i]:.2f})" for j, i in chosen.items()}
 
 
 def _kept(subject, shown, ablations, config, ask, place):
@@ -208,10 +212,15 @@ def _judged(record, subject, ask, seed):
     explanation = record.get("name") or record["why"]["text"]
     if ask is None or not column.nnz or not explanation:
         return
-    found = judge.score(
-        ask, explanation, column.indices, column.data, subject.contexts, subject.tokens.keep, subject.pieces,
-        seed=seed + record["n"],
-    )  # fmt: skip
+    try:
+        found = judge.score(
+            ask, explanation, column.indices, column.data, subject.contexts, subject.tokens.keep, subject.pieces,
+            seed=seed + record["n"],
+        )  # fmt: skip
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the judge failed on feature {record['n']}: {type(error).__name__}: {error}") from error
     for name in ("detection", "fuzzing"):
         value = getattr(found, name)
         record["why"][name] = None if np.isnan(value) else round(value, 4)
@@ -224,7 +233,7 @@ def _own(config, tokenizer, contexts, most=6):
         some = contexts.rows(np.unique(np.linspace(0, len(contexts.tokens) - 1, most).astype(int)))
         return some, [contexts.names[document] for document in some.documents]
     given = text.Corpus("prompts", lambda: (text.Document(p[:60], p) for p in config.prompts))
-    own = text.contexts(given, tokenizer, config.context, bos=config.bos)
+    own = text.contexts(given, tokenizer, contexts.tokens.shape[1], bos=config.bos)
     return own, [own.names[document] for document in own.documents]
 
 

@@ -14,7 +14,7 @@ from experiments import check, language, results
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp.harvest import Choice, Harvest
-from superpose.interp.store import Store, mixing
+from superpose.interp.store import DTYPES, Store, mixing
 from superpose.lm import sites, text
 from superpose.train.progress import say
 
@@ -23,22 +23,29 @@ PERCENTILES = (1, 25, 50, 75, 99)
 
 def run(config, key, workdir):
     """Rows, bytes and seconds as planned and as they came; norms of each site by position; mixing of a reader."""
-    check.whole(config, "context", least=2)
     check.whole(config, "passes", "shard", "block")
+    check.whole(config, "tokens", "first", least=0)
+    check.not_negative(config, "outlier")
+    if config.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {config.dtype!r} of a store: choose one of {', '.join(DTYPES)}")
     if not config.sites:
         raise ValueError("sites is empty: name at least one, as resid_post.3")
     model, tokenizer = language.read(config.model)
-    if config.context > model.config.context:
-        raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
+    context = language.context(config, model)
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
-    contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos, tokens=config.tokens or None)
+    contexts = text.contexts(corpus, tokenizer, context, bos=config.bos, tokens=config.tokens or None)
     special = tokenizer.special if config.leave_special else ()
     names = [sites.resolve(model.config, site) for site in config.sites]
     harvest = Harvest(
         sites.capture(model, names), contexts, config.passes, Choice(special, config.first, config.outlier or None)
     )
     plan = harvest.plan(config.dtype)
+    if not plan["rows"]:
+        raise ValueError(
+            f"no token is left to harvest: the first {config.first} of each context of {context} are left out, and "
+            "special tokens; lower first, or give more texts"
+        )
     say(f"{plan['rows']:,} rows at most, {plan['bytes'] / 1e9:.3f} GB, about {plan['seconds'] / 60:.1f} minutes")
     out = {f"planned_{k}": np.asarray(v) for k, v in plan.items()}
     out |= {"digest": np.asarray(corpus.digest()), "sites": np.array(names), "written": np.asarray(0)}
@@ -54,16 +61,21 @@ def run(config, key, workdir):
     harvest.save(place, facts, dtype=config.dtype, shard=config.shard, block=config.block)
     seconds = time.perf_counter() - clock
     store = Store(place)
+    if not len(store):
+        raise ValueError(
+            f"every token was left out for its norm: outlier={config.outlier:g} times the median is too few; remove "
+            f"{place} and harvest again"
+        )
     norms = {site: [np.zeros(0)] for site in names}
     where = [np.zeros(0, int)]
     begin = int(config.bos and tokenizer.bos is not None)
     for rows in store.batches(names, 2**14):
-        inside = rows.positions % (config.context - begin) + begin
+        inside = rows.positions % (context - begin) + begin
         where.append(np.where(begin & (rows.tokens == tokenizer.bos), 0, inside) if begin else inside)
         for site in names:
             norms[site].append(np.asarray(jnp.linalg.norm(jnp.asarray(rows.values[site]), axis=-1)))
     places = np.concatenate(where)
-    table = np.full((len(names), config.context, len(PERCENTILES)), np.nan)
+    table = np.full((len(names), context, len(PERCENTILES)), np.nan)
     for i, site in enumerate(names):
         values = np.concatenate(norms[site])
         for p in np.unique(places):

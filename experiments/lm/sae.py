@@ -67,7 +67,7 @@ def _stored(config, model, tokenizer):
         p.suffix in (".npy", ".safetensors") for p in place.iterdir()
     ):  # fmt: skip
         store: Store = Foreign(place, site=config.sites[0])
-        facts = _facts(config, tokenizer) if model is not None else {}
+        facts = _facts(config, tokenizer, language.context(config, model)) if model is not None else {}
         if model is not None:
             wide, given = sites.width(model.config, config.sites[0]), store.width(config.sites[0])
             if wide != given:
@@ -87,6 +87,8 @@ def _stored(config, model, tokenizer):
             f"the harvest of {config.store} did not come to its end: go on with it, or take what is there by "
             "skip_damaged=True"
         )
+    if not store.blocks:
+        raise ValueError(f"{config.store} holds no row: harvest more texts, or leave fewer tokens out")
     if store.blocks < 2:
         raise ValueError(f"{config.store} has one block of rows, and one is held out: harvest more or smaller blocks")
     last = store.blocks - max(1, store.blocks // 20)
@@ -104,10 +106,10 @@ def _stored(config, model, tokenizer):
     )  # fmt: skip
 
 
-def _facts(config, tokenizer):
+def _facts(config, tokenizer, context):
     """What a manifest says of contexts and of tokens left out, by the config."""
     special = list(tokenizer.special) if config.leave_special else []
-    return {"context": config.context, "bos": config.bos, "special": special, "first": config.first,
+    return {"context": context, "bos": config.bos, "special": special, "first": config.first,
             "outlier": config.outlier or None}  # fmt: skip
 
 
@@ -115,17 +117,18 @@ def _streamed(config, model, tokenizer):
     """Straight from the model; the last 20th of the contexts is held out."""
     if model is None:
         raise ValueError("give a store, or a model and a corpus, whose activations are then trained on without a disk")
-    check.whole(config, "context", "passes", "generation")
-    if config.context > model.config.context:
-        raise ValueError(f"context must be at most the model's {model.config.context}, got {config.context}")
+    check.whole(config, "passes", "generation")
+    check.whole(config, "tokens", "first", least=0)
+    check.not_negative(config, "outlier")
+    context = language.context(config, model)
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
-    contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos, tokens=config.tokens or None)
+    contexts = text.contexts(corpus, tokenizer, context, bos=config.bos, tokens=config.tokens or None)
     n = len(contexts.tokens)
     last = n - max(1, n // 20)
     if last < 1:
-        raise ValueError(f"the corpus fills one context of {config.context} tokens, and one is held out: give more")
-    facts = _facts(config, tokenizer)
+        raise ValueError(f"the corpus fills one context of {context} tokens, and one is held out: give more")
+    facts = _facts(config, tokenizer, context)
     choice = Choice(tuple(facts["special"]), facts["first"], facts["outlier"])
     written = tuple(sites.resolve(model.config, name) for name in config.sites)
     reads = sites.resolve(model.config, config.reads) if config.reads else ""

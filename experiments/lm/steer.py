@@ -28,7 +28,9 @@ WHERE = {"all": (False, False), "prompt": (False, True), "generated": (True, Fal
 def run(config, key, workdir):
     """Effects on texts by strength, of the latents and of controls; agreement with predictions; texts written."""
     check.whole(config, "judged", "passes", "wanted", "samples", "tokens")
-    check.whole(config, "context", least=2)
+    check.finite(config, "strengths")
+    check.not_negative(config, "temperature")
+    latents.numbers(config)
     if config.where not in WHERE:
         raise ValueError(f"unknown place {config.where!r} of steering: choose one of {', '.join(WHERE)}")
     if not config.model or not config.sae:
@@ -38,15 +40,16 @@ def run(config, key, workdir):
     except re.error as error:
         raise ValueError(f"counts is no regular expression ({error}): {config.counts!r}") from None
     strengths = np.unique(np.append(np.asarray(config.strengths, float), 0.0))
-    if not np.isfinite(strengths).all() or len(strengths) < 2:
-        raise ValueError(f"strengths must be finite numbers, one other than 0 at least, got {config.strengths}")
+    if len(strengths) < 2:
+        raise ValueError(f"strengths must hold a number other than 0, got {config.strengths}")
     if config.rule == "ablate":
         raise ValueError("ablate has no strength to vary: take --config.rule=scale, whose strength 0 is the same")
     model, tokenizer = language.read(config.model)
     sae, model, site, reads = latents.published(config, model)
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
-    contexts = text.contexts(corpus, tokenizer, config.context, bos=config.bos)
+    contexts = text.contexts(corpus, tokenizer, language.context(config, model), bos=config.bos)
+    prompts = _prompts(config, model, tokenizer)
     n = len(contexts.tokens)
     contexts = contexts.rows(np.unique(np.linspace(0, n - 1, min(n, config.judged)).astype(int)))
     special = tokenizer.special
@@ -58,6 +61,11 @@ def run(config, key, workdir):
     if dead := [int(j) for j in config.features if largest[j] <= 0]:
         raise ValueError(f"latent {dead[0]} is silent on all of these texts: give other texts, or another latent")
     units = np.ones(len(changes)) if config.rule == "scale" else largest[list(config.features)]
+    if not (np.abs(strengths).max() * np.abs(units).max() < 1e30):
+        raise ValueError(
+            f"a strength of {np.abs(strengths).max():g}, times a largest activation of {np.abs(units).max():g}, is no "
+            "push that a model could take: give smaller strengths"
+        )
     direction = jnp.asarray(units, jnp.float32) @ steered.directions  # what is pushed, where latents differ in size
     votes = np.asarray(steer.logit_weights(model, site, direction[None])[0])
     wanted = np.argsort(-votes, kind="stable")[: config.wanted]
@@ -96,7 +104,7 @@ def run(config, key, workdir):
         for field in ("direct", "gradient"):
             out[f"{name}_{field}_wanted"] = stack(f"{field}_wanted").sum(1) / tokens
             out[f"{name}_{field}"] = np.stack(steer.agreement(stack(field).sum(1), stack("moved").sum(1)), -1)
-    return out | _written(config, key, model, tokenizer, steered, strengths, units, counted, contexts)
+    return out | _written(config, key, model, tokenizer, steered, strengths, units, counted, prompts)
 
 
 def _spread(values, tokens):
@@ -106,12 +114,25 @@ def _spread(values, tokens):
     return np.percentile(drawn, (2.5, 97.5), axis=0).T
 
 
-def _written(config, key, model, tokenizer, steered, strengths, units, counted, contexts):
-    """Samples [S, prompts, samples], their loss under the clean model, and how much of them ``counts`` matches."""
+def _prompts(config, model, tokenizer):
+    """Token ids of each prompt."""
+    if not config.prompts:
+        raise ValueError("prompts is empty: give at least one text to go on with; ('',) is the beginning of a text")
     bos = [tokenizer.bos] if config.bos and tokenizer.bos is not None else []
     prompts = [np.array([*bos, *tokenizer.encode(p).ids], np.int32) for p in config.prompts]
     if empty := [p for p, ids in zip(config.prompts, prompts, strict=True) if not len(ids)]:
         raise ValueError(f"the prompt {empty[0]!r} has no token, and the tokenizer no beginning of text: give a prompt")
+    longest = max(map(len, prompts))
+    if longest + config.tokens > model.config.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {config.tokens} written after it are more than the model's context of "
+            f"{model.config.context}: shorten the prompt, or lower tokens"
+        )
+    return prompts
+
+
+def _written(config, key, model, tokenizer, steered, strengths, units, counted, prompts):
+    """Samples [S, prompts, samples], their loss under the clean model, and how much of them ``counts`` matches."""
     width = max(map(len, prompts))
     pad = np.repeat([width - len(p) for p in prompts], config.samples)
     ids = np.repeat(np.stack([np.pad(p, (width - len(p), 0)) for p in prompts]), config.samples, 0)
@@ -260,4 +281,4 @@ def tables(results, config):
         for s in range(results["texts"].shape[2]):
             losses = [f"{loss:.4f}" for loss in results["text_loss"][:, p, s]]
             out.writerow([prompt, s, *map(str, results["texts"][:, p, s]), *losses])
-    return {"": held.getvalue(), "written": written.getvalue()}
+    return {"": held.getvalue(), "_written": written.getvalue()}

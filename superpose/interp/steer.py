@@ -177,8 +177,8 @@ def steering(
         keep_error: see ``Steering``.
 
     Raises:
-        ValueError: no change, an unknown rule or site, an SAE of another width, a latent that it has not, or a value
-            that is not finite.
+        ValueError: no change, an unknown rule or site, an SAE of another width, a latent that it has not or that is
+            changed twice (but by ``add``), or a value that is not finite.
     """
     if not changes:
         raise ValueError("there is nothing to steer: give at least one change")
@@ -191,6 +191,13 @@ def steering(
                 raise ValueError(f"the SAE has no latent {latent}: they are 0 to {sae.arch.d_sae - 1}")
         if not (np.isfinite(change.value) and abs(change.value) < 1e30):
             raise ValueError(f"the value for latent {change.latent} must be finite and below 1e30, got {change.value}")
+    for i, change in enumerate(changes):
+        twice = [c for c in changes[:i] if c.latent == change.latent and "add" not in (c.rule, change.rule)]
+        if any(None in (c.given, change.given) or c.given == change.given for c in twice):
+            raise ValueError(
+                f"latent {change.latent} is changed twice at the same tokens, by {twice[0].rule} and {change.rule}: "
+                "give one change of it, for none sees what another did"
+            )
     latents = jnp.array([c.latent for c in changes])
     return Steering(
         sae, site, reads, sae.W_dec[...][latents].astype(jnp.float32), latents,
@@ -393,7 +400,8 @@ def effects(
         if int(bad) or not all(np.isfinite(x).all() for x in (part.kl, part.wanted, part.gradient[:, :3])):
             raise ValueError(
                 f"steering by {', '.join(f'{v:g}' for v in np.ravel(steered.values))} makes logits or derivatives "
-                "NaN or infinite: take smaller strengths"
+                "NaN or infinite: take smaller strengths (the largest entry of the directions is "
+                f"{float(jnp.abs(steered.directions).max()):g})"
             )
         found.append(Effects(*(np.asarray(x, np.float64)[:n] for x in part)))
     return Effects(*(np.concatenate(x) for x in zip(*found, strict=True)))

@@ -283,6 +283,10 @@ def _manifest(place: Any, path: Any) -> dict[str, Any]:
         version = said["version"]
         if version == VERSION:
             Manifest(said["sites"], said["dtype"], said["block"], dict(said["facts"]))
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path} is no store of activations: harvest into it first (no manifest.json there)"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is no store of activations, or its manifest.json is damaged: harvest again"

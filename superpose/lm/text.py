@@ -118,7 +118,8 @@ def from_files(path: str | Path, pattern: str = "**/*.txt", separator: str | Non
                 raise
             skipped.append(f"{file.name}: {error}")
     if not good:
-        said = "is empty" if single else f"holds no text in files like {pattern}"
+        why = f" ({skipped[0]}{' and more' if len(skipped) > 1 else ''})" if skipped and not single else ""
+        said = "is empty" if single else f"holds no text in files like {pattern}{why}"
         raise TextError(f"{place} {said}: give a corpus with text in it")
 
     def read():

@@ -215,11 +215,11 @@ async function feature(n) {
   const e = r.examples, effects = (e.effect || []).flat().map(x => Math.abs(x || 0));
   const scale = Math.max(0.05, ...effects);
   for (const [name, low, high, count, mass, first, last] of r.groups) {
-    if (first === last && name !== "largest") continue;
     const said = name === "silent" ? "the feature is off" : name === "random" ? "any token on which it is on"
       : `${short(low)} to ${short(high)}: ${share(count)} of the tokens on which it is on, ${share(mass)} of its activation`;
     const group = make("section", { class: "group" }, make("h3", {}, name, make("span", {}, said)));
     for (let i = first; i < last; i++) group.append(line(r, e, i, r.max, scale));
+    if (first === last) group.append(make("p", { class: "note" }, "no token"));
     body.append(group);
   }
   if (dead) body.prepend(make("p", {}, "A dead feature has no examples of its own; silent tokens are shown."));
