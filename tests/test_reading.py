@@ -560,7 +560,7 @@ def test_nested_labels_and_what_absorbs_the_parent():
     rng = np.random.default_rng(0)
     N = 8000
     parent = rng.random(N) < 0.4
-    child = parent & (rng.random(N) < 0.2)
+    child = parent & (rng.random(N) < 0.04)  # a larger one's latent would be one of the parent's
     other = rng.random(N) < 0.3
     y = np.stack([child, parent, other], 1)
     assert splitting._nested(y) == [(0, 1)]
@@ -574,6 +574,11 @@ def test_nested_labels_and_what_absorbs_the_parent():
             assert found[name] == pytest.approx(np.full_like(found[name], want))
         n, k = (parent & fit).sum(), (child & fit).sum()
         assert found["knows"] == pytest.approx([1.0 if want == 0 else 2 * (n - k) / (2 * n - k)])
+    halves = np.stack([parent & (rng.random(N) < 0.5), other, child], 1)
+    rest = parent & ~halves[:, 0]
+    chosen, f1 = splitting._latents_of(sparse.csr_array(np.column_stack([halves, rest]).astype(np.float32)), parent)
+    assert sorted(chosen) == [0, 3]
+    assert f1 == pytest.approx(1)
     of = {"knows": [0.6, 0.4, 0.9], "gap": [[0.1, 0.1], [0.1, 0.1], [0.1, np.nan]]}
     known = splitting._known(
         {f"{name}_{s}": np.array([values]) for s in ("small", "large") for name, values in of.items()}
