@@ -88,7 +88,7 @@ WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "r
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
 NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"}),
            *(f"{name}:scripts" for name in ("monosemantic", "universality", "splitting", "predictable")),
-           "splitting:full", "world_page:full"}  # fmt: skip
+           "splitting:full"}  # fmt: skip
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},

@@ -1,6 +1,7 @@
 """A dashboard of an SAE on a world whose truth is known: each latent beside the generator that it should be.
 
-Claim: nearly all latents say when one generator is on, and the page says which.
+Claim: most generators have a latent, which says better when they are on than any threshold along their own direction.
+A first run, in 24 dimensions, claimed an F1 of 0.9 and reached it for no generator: magnitudes are uniform in (0, 1].
 Command: python -m experiments.run --config=configs/sae/world_page.py   (also :quick)
 Writes dashboard.html into the work directory, or where --config.page says. Time: REPRODUCTION.md.
 """
@@ -19,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.experiment = "sae.world_page"  # module under experiments/
     c.variant = variant
     c.seed = 0  # of the run's one key, and of the examples
-    c.n, c.d = 64, 24  # generators, dimensions
+    c.n, c.d = 64, 32  # generators, dimensions
     c.density = 0.04
     c.batch = 1024  # samples per step
     c.steps = 4000
