@@ -190,7 +190,7 @@ async function feature(n) {
   side.append(make("h2", {}, `Feature ${n}`, r.name ? `: ${r.name}` : ""),
     make("p", { class: "tools" }, before !== null ? make("a", { href: place(before), rel: "prev" }, "previous") : "", " ", after !== null ? make("a", { href: place(after), rel: "next" }, "next") : ""));
   if (r.why) side.append(make("p", {}, make("bdi", {}, r.why.text || "no predicate fits"), " ", make("span", { class: "note" },
-    `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}, AUROC ${short(r.why.auroc, 2)}) on ${r.why.of || "the half of the texts that it was not chosen on"}` +
+    `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}${r.why.auroc == null ? "" : `, AUROC ${short(r.why.auroc, 2)}`}) on ${r.why.of || "the half of the texts that it was not chosen on"}` +
     (r.why.detection === undefined ? "" : `; the judge's balanced accuracy${r.name ? " for the label above" : ""}: detection ${short(r.why.detection, 2)}, fuzzing ${short(r.why.fuzzing, 2)}`))));
   const dead = !r.on;
   side.append(make("p", {}, dead ? make("strong", {}, "Dead: silent on all tokens. ") : `On at ${share(r.density)} of the tokens (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
