@@ -88,7 +88,7 @@ reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer
 	$(PY) -m experiments.run --config=configs/lm/small.py
 	$(PY) -m experiments.ledger
 
-reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm
+reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm (about an hour for each of the two on 2 cores)
 	$(PY) -m experiments.run --config=configs/lm/monosemantic.py
 	$(PY) -m experiments.run --config=configs/lm/monosemantic.py:scripts
 	$(PY) -m experiments.run --config=configs/lm/universality.py
