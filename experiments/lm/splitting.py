@@ -223,7 +223,8 @@ def draw(results, config):
     axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
     axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
     axes[4].set(xlabel=f"gap at {config.width} latents", ylabel=f"gap at {config.width * config.times}", xlim=(-1, 1),
-                ylim=(-1, 1), title=f"{len(small)} nested labels that latents know")  # fmt: skip
+                ylim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1),
+                title=f"{len(small)} nested labels that latents know")  # fmt: skip
     plot.plain(axes)
     figure.suptitle(
         f"From {config.width} to {config.width * config.times} latents of {config.site}, {config.corpus.kind}; "
