@@ -156,7 +156,8 @@ def _absorbed(units, y, fit, score, pairs, group):
 
 def _latents_of(on, true):
     """The latents [N, F] whose union says best which tokens carry a label, and its F1: see ``MOST``."""
-    columns, union, chosen, best = on.tocsc(), np.zeros(len(true), bool), [], 0.0
+    columns, union, best = on.tocsc(), np.zeros(len(true), bool), 0.0
+    chosen: list[int] = []
     while len(chosen) < MOST:
         hits = (true & ~union).astype(np.float32) @ on
         more = (~union).astype(np.float32) @ on
