@@ -87,7 +87,7 @@ SAME = {
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "small")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
 NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"}),
-           *(f"{name}:scripts" for name in ("monosemantic", "universality", "splitting", "predictable"))}  # fmt: skip
+           "universality:scripts", "splitting:scripts"}  # fmt: skip
 """Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
