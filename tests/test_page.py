@@ -22,7 +22,10 @@ from superpose.train.checkpoint import WorkdirError
 NASTY = [b"<script>alert(1)</script>", b"</script>", b"\"'&", b"\x00", b"\x1b[31m", "\u202eabc".encode(),
          "שלום".encode(),
          "😀".encode(), b"\xd8", b"\n", b"\t", b" ", b"<b>", b"]]>", b"<!--"]  # fmt: skip
-PIECES = [*NASTY, *(f" w{i}".encode() for i in range(30 - len(NASTY)))]
+SPLIT = [b"\xb7", b" \xe3\x81", b"\xaa!", b"\xf0", b"\x9f\x98", b"\x80"]
+"""Parts of characters, beside \xd8."""
+PIECES = [*NASTY, *(f" w{i}".encode() for i in range(30 - len(NASTY))), *SPLIT]
+SPELLED = [8, 30, 31, 32, 8, 15, 30, 33, 34, 35, 33, 34]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def made(tmp_path_factory):
         record["why"] = {"text": f"latent {record['n']} <i>", "f1": 0.5, "precision": 0.5, "recall": 0.5, "auroc": None}
     every[3]["name"] = "a <b>label</b>"
     page.write(place / "page.html", every, 'A "title" <b>', PIECES, documents=[f"text {i}" for i in range(6)],
-               prompts=[{"name": "one", "ids": [0, 3, 7], "features": [[[1, 0.5, 0.9]], [], [[2, 0.1, 0.2]]]}],
+               prompts=[{"name": "one", "ids": [0, 3, 7], "features": [[[1, 0.5, 0.9]], [], [[2, 0.1, 0.2]]]},
+                        {"name": "split", "ids": SPELLED, "features": [[] for _ in SPELLED]}],
                plan=lambda: (np.array([(n, n * n) for n in range(20)], float), "a parabola"))  # fmt: skip
     return place, m, s, t, held, every
 
@@ -396,6 +400,16 @@ def test_activations_and_underlines_are_those_of_the_records(browser, made):
     assert "\\xd8" in every
     assert "\\u202eabc" in every
     assert "␀" in every
+
+
+def test_a_character_that_tokens_share_stands_at_the_last_of_them(browser, made):
+    """Bytes that make none with their neighbours are named; so is each on its own, where the pointer is."""
+    opened(browser, made, "prompts")
+    tokens = browser.find_elements("css selector", "section[aria-label=Texts] > div:last-child bdi")
+    said = browser.execute_script("return arguments[0].map(t => t.textContent)", tokens)
+    assert said == ["‧", "ط", " ‧", "な!", "\\xd8", " w0", "\\xb7", "‧", "‧", "😀", "\\xf0", "\\x9f\\x98"]
+    tokens[1].click()
+    assert browser.find_element("css selector", "#panel h3").text == "\\xb7 at place 1"
 
 
 def test_hover_more_and_keys(browser, made):

@@ -347,10 +347,18 @@ def test_a_gemma_scope_sae_and_a_transcoder_on_labelled_texts(folder, tmp_path):
         assert steered["feature_kl"][-1] > 0
 
 
+def told(explanation, texts):
+    """A judge that keeps what it is told."""
+    told.all.append(explanation)
+    return [0.0] * len(texts)
+
+
 def test_the_best_detectors_of_labels_are_shown(folder, saes, tmp_path):  # noqa: F811
-    """Against scores counted by hand; each label and each latent once, no label of more than a tenth of the tokens."""
+    """Against scores counted by hand; each label and each latent once, no label of more than a tenth of the tokens. A
+    judge is told the label alone."""
+    told.all = []
     of = settings(
-        folder, saes, best=5, features=(), ablations=False, doses=(), tokens=2500,
+        folder, saes, best=5, features=(), ablations=False, doses=(), tokens=2500, judge="test_reading:told",
         **{"corpus.kind": "python source", "corpus.modules": ("json", "bisect")},
     )  # fmt: skip
     arrays, _ = run("dashboard", tmp_path, **of)
@@ -370,6 +378,7 @@ def test_the_best_detectors_of_labels_are_shown(folder, saes, tmp_path):  # noqa
             latents.add(j)
             used.add(i)
     assert arrays["latents"].tolist() == sorted(latents)
+    assert set(told.all) == {corpus.labels[i] for i in used}
     for changes, said in (
         ({"features": (1,)}, "features and best both say which latents are shown"),
         ({"best": -1}, "best must be a whole number of at least 0"),

@@ -123,14 +123,16 @@ def run(config, key, workdir):
         model, sae, site, contexts, held, tokenizer.pieces, reads, tokenizer.special, seed=config.seed,
         labels=corpus.labels if labelled else (), names=named, matches=matches,
     )  # fmt: skip
+    told = dict(named)  # what a judge is told of latents
     if config.best:
         best = _detectors(subject, config.best)
         shown = sorted(best)
-        named |= {j: said for j, said in best.items() if j not in named}
+        told = {j: label for j, (label, _) in best.items()} | told
+        named |= {j: f"{label} (the best detector: F1 {f1:.2f})" for j, (label, f1) in best.items() if j not in named}
     ablations = Ablations(model, sae, site, contexts) if config.ablations else None
     others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
     made_of = [facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge]
-    made = _kept(subject, shown, ablations, config, ask, workdir / "records" / codes.facts_digest(made_of))
+    made = _kept(subject, shown, ablations, config, ask, told, workdir / "records" / codes.facts_digest(made_of))
     kept: dict[str, list[float]] = {name: [] for name in NUMBERS}
 
     def complete():
@@ -155,7 +157,7 @@ def run(config, key, workdir):
         )  # fmt: skip
     say(f"pages: {files[-1]}" + (f" and {len(files) - 1} beside" if len(files) > 1 else ""))
     if config.neuronpedia:  # records that stand on disk are read again: all of them, or none, are there
-        again = _kept(subject, shown, ablations, config, ask, workdir / "records" / codes.facts_digest(made_of))
+        again = _kept(subject, shown, ablations, config, ask, told, workdir / "records" / codes.facts_digest(made_of))
         write_all_atomically({
             Path(config.neuronpedia) / f"{r['n']}.json":
                 json.dumps(page.neuronpedia(
@@ -167,8 +169,9 @@ def run(config, key, workdir):
 
 
 def _detectors(subject, most, chunk=1 << 16):
-    """At most so many latents, and what each detects: of all pairs of a label and a latent those with the highest F1
-    on all texts, each label and each latent once. Labels of more than ``BROAD`` of the tokens are left out."""
+    """At most so many latents, and of each the label that it detects and the F1: of all pairs of a label and a latent
+    those with the highest F1 on all texts, each label and each latent once. Labels of more than ``BROAD`` of the tokens
+    are left out."""
     bits, L = subject.contexts.labels.reshape(len(subject.tokens.keep), -1), len(subject.labels)
     labelled = lambda rows: np.unpackbits(bits[rows], axis=1, count=L).astype(np.float32)  # noqa: E731
     parts = [slice(i, i + chunk) for i in range(0, len(bits), chunk)]
@@ -188,10 +191,10 @@ def _detectors(subject, most, chunk=1 << 16):
             chosen[latent] = label
     if not chosen:
         raise ValueError("no latent is on at a token with a label: train longer, or take more texts")
-    return {j: f"{subject.labels[i]} (the best detector: F1 {f1[j, i]:.2f})" for j, i in chosen.items()}
+    return {j: (subject.labels[i], float(f1[j, i])) for j, i in chosen.items()}
 
 
-def _kept(subject, shown, ablations, config, ask, place):
+def _kept(subject, shown, ablations, config, ask, told, place):
     """Records in blocks, each of which is written when it is whole and read where it stands already."""
     for start in range(0, len(shown), BLOCK):
         some, file = shown[start : start + BLOCK], place / f"{start:06d}.json"
@@ -200,16 +203,16 @@ def _kept(subject, shown, ablations, config, ask, place):
             continue
         found = list(records(subject, some, ablations=ablations, doses=config.doses))
         for record in found:
-            _judged(record, subject, ask, config.seed)
+            _judged(record, subject, ask, told, config.seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(found, separators=(",", ":")).encode())
         yield from json.loads(json.dumps(found))
 
 
-def _judged(record, subject, ask, seed):
-    """Detection and fuzzing scores beside the others, where there is a judge."""
+def _judged(record, subject, ask, told, seed):
+    """Detection and fuzzing scores beside the others, where there is a judge; it is told labels of latents."""
     column = subject.codes.columns([record["n"]])
-    explanation = record.get("name") or record["why"]["text"]
+    explanation = told.get(record["n"]) or record["why"]["text"]
     if ask is None or not column.nnz or not explanation:
         return
     try:

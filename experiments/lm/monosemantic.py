@@ -16,7 +16,6 @@ from scipy import sparse
 from experiments import latents, reading
 from experiments.ledger import Claim
 from superpose import plot
-from superpose.dashboard.records import written
 from superpose.interp import explain, fidelity, labels, probe
 
 PAPER = "Towards Monosemanticity"
@@ -104,8 +103,7 @@ def _explained(config, texts, blocks, control, x, random):
         made["random"].append(_loud(lambda at: x @ random[:, at], keep, density))
         made["shuffled"].append(explain.shuffled(block, keep, config.seed + seed))
     made["control"] = control
-    say = lambda token: written(texts.tokenizer.pieces[token])  # noqa: E731
-    why = {name: [explain.explain(one, tokens, say) for one in ones] for name, ones in made.items()}
+    why = {name: [explain.explain(one, tokens) for one in ones] for name, ones in made.items()}
     return {f"explained_{name}_{part}": np.stack([getattr(one, part) for one in ones])
             for name, ones in why.items() for part in parts}  # fmt: skip
 

@@ -93,7 +93,7 @@ def run(config, key, workdir):
         "votes": votes[wanted],
         "nowhere": np.abs(nowhere.kl).max(),
     }
-    out["wanted_words"] = np.array([tokenizer.pieces[i].decode("utf-8", "backslashreplace") for i in wanted])
+    out["wanted_words"] = np.array([text.written(tokenizer.pieces[i]) for i in wanted])
     for name, parts in found.items():
         stack = lambda field, parts=parts: np.stack([getattr(p, field) for p in parts])  # noqa: E731
         tokens = stack("tokens").sum(1)

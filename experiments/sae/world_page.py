@@ -40,6 +40,7 @@ def run(config, key, workdir):
     place = Path(config.page) if config.page else workdir / "dashboard.html"
     page.write(
         place, every, f"an SAE of {config.n} generators in {config.d} dimensions", worlds.pieces(config.n),
+        of="sample",
         note=f"{config.samples:,} samples; each is written as the generators that are on in it, largest first, with "
              "their values in tenths of the largest.",
     )  # fmt: skip

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from superpose.dashboard.records import NEAR, written
+from superpose.dashboard.records import NEAR
+from superpose.lm.text import written
 from superpose.train.checkpoint import write_atomically
 
 A_FILE = 1000
@@ -103,6 +104,14 @@ def named(path: str | Path) -> Path:
     return Path(path)
 
 
+def _text(piece: bytes) -> str | list[int]:
+    """What a token says: a text, or its bytes where they are no whole characters."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(piece)
+
+
 def write(
     path: str | Path,
     records: Iterable[Mapping[str, Any]],
@@ -113,6 +122,7 @@ def write(
     documents: Sequence[str] = (),
     prompts: Sequence[Mapping[str, Any]] = (),
     plan: Callable[[], tuple[Any, str]] | None = None,
+    of: str = "token",
     a_file: int = A_FILE,
 ) -> list[Path]:
     """Writes pages of all records; more than ``a_file`` go to files beside, and ``path`` is their index.
@@ -129,6 +139,7 @@ def write(
         documents: names of the texts.
         prompts: texts shown with their features: name, ids, and for each token a list of (latent, activation, share of
             the latent's largest).
+        of: what an example is one of, in the singular; of samples of a world, words are generators.
         plan: gives places on the map [n, 2], in the order of the records, and what the map is in words; it is asked for
             when all records have been packed.
 
@@ -169,7 +180,7 @@ def write(
     beside = f"{path.stem}-{digest.hexdigest()[:8]}"
     names = [path.name] if len(files) == 1 else [f"{beside}-{i:03d}.html" for i in range(len(files))]
     ranges = [] if len(files) == 1 else [(*ends, name) for (ends, *_), name in zip(files, names, strict=True)]
-    common = {"title": title, "note": note, "near": NEAR, "documents": list(documents), "home": path.name,
+    common = {"title": title, "note": note, "near": NEAR, "of": of, "documents": list(documents), "home": path.name,
               "files": ranges}  # fmt: skip
     said = {i for text in prompts for i in text["ids"]}
 
@@ -179,7 +190,7 @@ def write(
         about = {
             **common,
             "file": name,
-            "tokens": {i: written(pieces[i]) or f"⟨{i}⟩" for i in sorted(ids)},
+            "tokens": {i: _text(pieces[i]) or f"⟨{i}⟩" for i in sorted(ids)},
             "index": rows,
             **more,
         }

@@ -246,15 +246,6 @@ class Subject:
         return explain.Tokens(self.contexts, self.labels, self.special, self.first, self.pieces)
 
 
-def written(piece: bytes) -> str:
-    """A token's bytes as text; those that are no whole character are named.
-
-    >>> written("ä".encode()), written(b"\\xd8"), written(b"a\\xff")
-    ('ä', '\\\\xd8', 'a\\\\xff')
-    """
-    return piece.decode("utf-8", errors="backslashreplace")
-
-
 def _rounded(x: Any, digits: int = 5) -> Any:
     """So many significant digits of each."""
     x = np.asarray(x, np.float64)
@@ -321,7 +312,7 @@ def records(
     for start in range(0, len(asked), block):
         some = asked[start : start + block]
         held = subject.codes.columns(some)
-        why = explain.explain(held, subject.tokens, lambda i: written(subject.pieces[i]))
+        why = explain.explain(held, subject.tokens)
         logits = None if votes is None else votes(some)
         close = subject.codes.unit_correlations(some) if neurons else None
         chosen = []

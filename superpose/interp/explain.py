@@ -5,10 +5,14 @@ text matches, the labels of the corpus (script, kind of Python token, ...) and p
 documents of even number and scored on those of odd number, over all tokens and not only those where the latent is on:
 precision is the share of the predicate's tokens on which the latent is on, recall the share of the latent's tokens that
 it covers. The same procedure for neurons, random directions and shuffled latents says what such a score is worth.
+
+Sets have many members to choose and labels none, so F1 on what they were chosen on would favour sets. Each kind of
+predicate is therefore chosen on one half of the documents of even number and held against the others on the other half;
+the best kind is then chosen anew on both.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +21,7 @@ from jaxtyping import Float
 from scipy import sparse, stats
 
 from superpose.interp.labels import first_half
+from superpose.lm.text import written
 
 PLACES = (1, 4, 16)
 """Predicates of place: among the first so many tokens of the document."""
@@ -31,7 +36,9 @@ PATTERNS = {
 }  # fmt: skip
 """name -> regular expression that a token's whole text matches (bytes of no character written \\xff)."""
 SEEN = 3
-"""Members of a set must occur so often in the first half: those that occur once there are right or wrong by chance."""
+"""Members of a set must occur so often where it is chosen: those that occur once are right or wrong by chance."""
+NEARLY = 0.95
+"""Of predicates that reach this share of the best F1, the one of fewest members is chosen: it is there to be read."""
 SHOWN = 6
 """Members of a set that its text names."""
 
@@ -46,7 +53,12 @@ class Tokens:
         labels: their names.
         special: ids of tokens that were left out.
         first: so many at the start of each context were left out.
-        pieces: bytes of each token, where ``patterns`` are to be tried: name -> regular expression.
+        pieces: bytes of each token; without them predicates name tokens by their ids, and no pattern is tried.
+        patterns: name -> regular expression.
+
+    Attributes:
+        keep, fit, score: [N], tokens that were not left out; those that predicates are chosen on, and scored on.
+        rival: [N], tokens of ``fit`` that kinds of predicates, chosen on its others, are held against each other on.
 
     Raises:
         ValueError: there are no tokens in one of the halves.
@@ -70,6 +82,10 @@ class Tokens:
             halves = first_half(np.arange(n))
         self.fit = np.repeat(halves, C) & self.keep
         self.score = self.keep & ~self.fit
+        documents, turn = np.unique(contexts.documents[halves], return_inverse=True)
+        rival = np.zeros(n, bool)
+        rival[halves] = (turn.reshape(-1) if len(documents) > 1 else np.arange(halves.sum())) % 2 == 0
+        self.rival = np.repeat(rival, C) & self.fit
         if not self.fit.any() or not self.score.any():
             raise ValueError("explanations are chosen on one half of the documents and scored on the other: give more")
         self._contexts, self._labels = contexts, tuple(labels)
@@ -88,17 +104,28 @@ class Tokens:
         return {name: (number.reshape(-1), first) for name, (_, first, number) in found.items()}
 
     @cached_property
-    def _hot(self) -> dict[str, tuple[sparse.csr_array, sparse.csr_array, np.ndarray, np.ndarray]]:
-        """Of each family: rows by members, of both halves, and how often each member occurs in them."""
-        out = {}
-        for name, (key, firsts) in self.families.items():
-            size = len(firsts)
-            parts = []
-            for half in (self.fit, self.score):
-                rows = np.flatnonzero(half)
-                parts.append(sparse.csr_array((np.ones(len(rows)), (rows, key[rows])), shape=(len(key), size)))
-            out[name] = (*parts, *(part.sum(0) for part in parts))
-        return out
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        """[N] each: where kinds of predicates are chosen, are held against each other, both, where they are scored."""
+        return self.fit & ~self.rival, self.rival, self.fit, self.score
+
+    @cached_property
+    def _hot(self) -> dict[str, list[sparse.csr_array]]:
+        """Of each family, for the first two parts: rows by members."""
+        return {
+            name: [
+                sparse.csr_array((np.ones(len(rows)), (rows, key[rows])), shape=(len(key), len(firsts)))
+                for rows in map(np.flatnonzero, self._parts[:2])
+            ]
+            for name, (key, firsts) in self.families.items()
+        }
+
+    @cached_property
+    def _totals(self) -> dict[str, list[np.ndarray]]:
+        """Of each family, for each part: how often each member occurs."""
+        return {
+            name: [np.bincount(key[part], minlength=len(firsts)) for part in self._parts]
+            for name, (key, firsts) in self.families.items()
+        }
 
     @cached_property
     def predicates(self) -> tuple[list[str], sparse.csc_array]:
@@ -107,7 +134,7 @@ class Tokens:
         names = [f"among the first {k} tokens" if k > 1 else "the first token" for k in PLACES]
         columns = [np.flatnonzero((starts.reshape(-1) < k) & self.keep) for k in PLACES]
         if self._pieces:
-            texts = [piece.decode("utf-8", "backslashreplace") for piece in self._pieces]
+            texts = [written(piece) for piece in self._pieces]
             for name, pattern in self._patterns.items():
                 whole = re.compile(pattern)
                 matches = np.array([bool(text) and whole.fullmatch(text) is not None for text in texts])
@@ -166,71 +193,94 @@ def _auroc(values: np.ndarray, holds: np.ndarray, positives: int, negatives: int
     return float(wins / (positives * negatives))
 
 
-def explain(units: sparse.csc_array, tokens: Tokens, say: Callable[[int], str]) -> Explanations:
+def _set(members: np.ndarray, hits: np.ndarray, totals: np.ndarray, active: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of members that a unit is on at so many times, those that say together when it is on, and their hits: the fewest
+    that say it nearly as well as any number of them."""
+    common = totals[members] >= SEEN
+    members, hits = members[common], hits[common]
+    if not len(members):
+        return members, hits
+    order = np.argsort(-hits / totals[members], kind="stable")
+    members, hits = members[order], hits[order]
+    f1 = _f1(np.cumsum(hits), np.cumsum(totals[members]), active)
+    cut = int((f1 >= NEARLY * f1.max()).argmax()) + 1
+    return members[:cut], hits[:cut]
+
+
+def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
     """The best predicate of each unit.
 
     Args:
         units: [N, U], what units say of every row, 0 where they are silent; ``codes.Codes.block`` gives such.
         tokens: the rows.
-        say: id of a token -> how it is written.
     """
     N, U = units.shape
     if len(tokens.ids) != N:
         raise ValueError(f"the units speak of {N} tokens and {len(tokens.ids)} are given")
     on = sparse.csc_array((np.ones(units.nnz), units.indices, units.indptr), shape=units.shape).T.tocsr()
-    counts = {name: (on @ fit, on @ score) for name, (fit, score, _, _) in tokens._hot.items()}
+    counts = {name: [on @ one for one in hot] for name, hot in tokens._hot.items()}
+    for one in counts.values():
+        one.append(one[0] + one[1])
     names, held = tokens.predicates
-    halves = [held.multiply(half[:, None]).tocsc() for half in (tokens.fit, tokens.score)]
-    by_label = [(on @ half).toarray() for half in halves]
-    label_totals = [half.sum(0) for half in halves]
-    active = np.stack([on @ tokens.fit, on @ tokens.score])
+    parts = [held.multiply(part[:, None]).tocsc() for part in tokens._parts]
+    by_label = [(on @ part).toarray() for part in parts]
+    label_totals = [part.sum(0) for part in parts]
+    active = np.stack([on @ part for part in tokens._parts])
+    label_f1 = [_f1(hits, totals, n[:, None]) for hits, totals, n in zip(by_label, label_totals, active, strict=True)]
+    both, last = 2, 3
     everywhere = int(tokens.score.sum())
     out: list[tuple] = []
+
+    def members(u: int, family: str, part: int) -> tuple[np.ndarray, np.ndarray]:
+        found, totals = counts[family][part], tokens._totals[family][part]
+        where = slice(found.indptr[u], found.indptr[u + 1])
+        return _set(found.indices[where], found.data[where], totals, active[part, u])
+
+    def rival(u: int, family: str, here: int, there: int) -> tuple[float, int]:
+        """F1 ``there`` of the predicate that was chosen ``here``, and how many members it names."""
+        if family == "label":
+            return float(label_f1[there][u, label_f1[here][u].argmax()]), 1
+        chosen = members(u, family, here)[0]
+        totals, found = tokens._totals[family][there], counts[family][there]
+        where = slice(found.indptr[u], found.indptr[u + 1])
+        hits = found.data[where][np.isin(found.indices[where], chosen)].sum()
+        return float(_f1(hits, totals[chosen].sum(), active[there, u])), len(chosen)
+
     for u in range(U):
         where = slice(units.indptr[u], units.indptr[u + 1])
         rows, values = units.indices[where], units.data[where]
         top = tokens.ids[rows[np.argsort(-values, kind="stable")[:20]]]
         single = len(top) > 1 and bool((top == top[0]).all())
-        if not active[0, u]:
+        if not active[both, u]:
             out.append(("", "", 0.0, 0.0, 0.0, 0.0, float("nan"), len(rows), single))
             continue
-        best: tuple = ("", "", -1.0, 0, np.zeros(0, bool))
+        here, there = (0, 1) if active[0, u] and active[1, u] else (both, both)
+        rivals = {family: rival(u, family, here, there) for family in ("label", *counts)}
+        good = NEARLY * max(f1 for f1, _ in rivals.values())
+        family = min((size, -f1, family) for family, (f1, size) in rivals.items() if f1 >= good)[2]
         inside = tokens.score[rows]
         scored = rows[inside]
-        for family, (fit, _score) in counts.items():
-            total_fit, total_score = tokens._hot[family][2:]
-            where = slice(fit.indptr[u], fit.indptr[u + 1])
-            common = total_fit[fit.indices[where]] >= SEEN
-            members, hits = fit.indices[where][common], fit.data[where][common]
-            if not len(members):
-                continue
-            order = np.argsort(-hits / total_fit[members], kind="stable")
-            f1 = _f1(np.cumsum(hits[order]), np.cumsum(total_fit[members[order]]), active[0, u])
-            cut = int(f1.argmax())
-            if f1[cut] <= best[2]:
-                continue
-            chosen = members[order[: cut + 1]]
-            lookup = np.zeros(len(total_fit), bool)
-            lookup[chosen] = True
-            shown = chosen[np.argsort(-hits[order[: cut + 1]], kind="stable")][:SHOWN]
-            best = (family, (shown, len(chosen)), float(f1[cut]), total_score[chosen].sum(),
-                    lookup[tokens.families[family][0][scored]])  # fmt: skip
-        f1 = _f1(by_label[0][u], label_totals[0], active[0, u])
-        if len(f1) and f1.max() >= best[2]:  # of two that are as good, the one that has a name
-            i = int(f1.argmax())
-            column = halves[1].indices[halves[1].indptr[i] : halves[1].indptr[i + 1]]
-            best = ("label", names[i], float(f1[i]), label_totals[1][i], np.isin(scored, column))
-        family, about, chosen_f1, said, holds = best
-        hits = int(holds.sum())
-        f1 = float(_f1(hits, said, active[1, u]))
-        text = about if family == "label" else _text(family, about[0], about[1], tokens, say)
+        if family == "label":
+            i = int(label_f1[both][u].argmax())
+            text, chosen_f1, said = names[i], float(label_f1[both][u, i]), label_totals[last][i]
+            holds = np.isin(scored, parts[last].indices[parts[last].indptr[i] : parts[last].indptr[i + 1]])
+        else:
+            chosen, hits = members(u, family, both)
+            totals = tokens._totals[family]
+            chosen_f1 = float(_f1(hits.sum(), totals[both][chosen].sum(), active[both, u]))
+            among = np.zeros(len(totals[last]), bool)
+            among[chosen] = True
+            said, holds = totals[last][chosen].sum(), among[tokens.families[family][0][scored]]
+            shown = chosen[np.argsort(-hits, kind="stable")][:SHOWN]
+            text = _text(family, shown, len(chosen), tokens)
+        right = int(holds.sum())
         auroc = _auroc(values[inside], holds, int(said), everywhere - int(said))
-        out.append((family, text, chosen_f1, hits / max(said, 1), hits / max(active[1, u], 1), f1, auroc, len(rows),
-                    single))  # fmt: skip
+        out.append((family, text, chosen_f1, right / max(said, 1), right / max(active[last, u], 1),
+                    float(_f1(right, said, active[last, u])), auroc, len(rows), single))  # fmt: skip
     return Explanations(*(np.array(column) for column in zip(*out, strict=True)))
 
 
-def _text(family: str, shown: np.ndarray, size: int, tokens: Tokens, say: Callable[[int], str]) -> str:
+def _text(family: str, shown: np.ndarray, size: int, tokens: Tokens) -> str:
     firsts, C = tokens.families[family][1], tokens._contexts.tokens.shape[1]
     back = {"token": 0, "token before": 1, "pair": 1, "triple": 2}[family]
     last = 1 if family == "token before" else 0
@@ -238,10 +288,12 @@ def _text(family: str, shown: np.ndarray, size: int, tokens: Tokens, say: Callab
     for member in shown:
         row = int(firsts[member])
         start = max(row - back, row // C * C)
-        words.append("".join(say(int(i)) for i in tokens.ids[start : row + 1 - last]))
+        ids = tokens.ids[start : row + 1 - last]
+        said = written(b"".join(tokens._pieces[i] for i in ids)) if tokens._pieces else "".join(f"<{i}>" for i in ids)
+        words.append(repr(said).replace("\\\\", "\\"))  # bytes of no character are named with one backslash
     more = f" and {size - len(words)} more" if size > len(words) else ""
     what = {"token": "the token is", "token before": "the token before is"}.get(family, "the text ends with")
-    return f"{what} {', '.join(map(repr, words))}{more}"
+    return f"{what} {', '.join(words)}{more}"
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from superpose.lm.text import Contexts
+from superpose.lm.text import Contexts, written
 
 Judge = Callable[[str, Sequence[str]], Sequence[float]]
 """(explanation, texts) -> how sure it is of each, 0 to 1; more than one half counts as yes."""
@@ -46,7 +46,7 @@ def _text(ids: np.ndarray, pieces: Sequence[bytes], marked: Bool[np.ndarray, " T
         now = marked is not None and bool(marked[i])
         parts += [OPEN if now and not inside else CLOSE if inside and not now else b"", pieces[token]]
         inside = now
-    return b"".join([*parts, CLOSE if inside else b""]).decode("utf-8", errors="backslashreplace")
+    return written(b"".join([*parts, CLOSE if inside else b""]))
 
 
 def _asked(judge: Judge, explanation: str, yes: Sequence[str], no: Sequence[str], rng: np.random.Generator) -> float:

@@ -163,6 +163,15 @@ def from_datasets(name: str, *args: Any, column: str = "text", documents: int, *
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
 
+def written(raw: bytes) -> str:
+    """Bytes of tokens as text; those that are no whole character are named.
+
+    >>> written("ä".encode()), written(b"\\xd8"), written(b"a\\xff")
+    ('ä', '\\\\xd8', 'a\\\\xff')
+    """
+    return raw.decode("utf-8", errors="backslashreplace")
+
+
 class Encoded(NamedTuple):
     """Token ids [T], and the characters [start, end) that each of them stands for."""
 

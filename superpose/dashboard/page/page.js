@@ -1,5 +1,5 @@
 "use strict";
-const about = JSON.parse(document.getElementById("about").textContent);
+const about = JSON.parse(document.getElementById("about").textContent), OF = about.of;
 const main = document.getElementById("main"), tip = document.getElementById("tip");
 const index = about.index, rowOf = new Map(index.n.map((n, i) => [n, i]));
 
@@ -27,11 +27,35 @@ function short(x, digits = 3) {
 const share = x => (x === null ? "–" : x >= 0.1 ? (100 * x).toFixed(0) : x >= 0.001 ? +(100 * x).toPrecision(2) : (100 * x).toExponential(1)) + " %";
 
 const shown = new Map([["\n", "↵"], ["\t", "⇥"], ["\r", "␍"], ["\0", "␀"]]);
-function written(id) {
-  // control and direction characters would act on the page, so they are named
-  return (about.tokens[id] ?? `#${id}`).replace(/[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
-    c => shown.get(c) ?? "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+// control and direction characters would act on the page, so they are named
+const visible = text => text.replace(/[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+  c => shown.get(c) ?? "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+function spelled(ids) {
+  // a character whose bytes several tokens share stands at the last of them and a dot at the others; bytes of none are named
+  const out = ids.map(() => ""), bytes = [], owner = [];
+  const flush = () => {
+    for (let i = 0; i < bytes.length;) {
+      const size = [[0xf0, 4], [0xe0, 3], [0xc0, 2], [0x80, 0], [0, 1]].find(([lead]) => bytes[i] >= lead)[1];
+      let text = null;
+      try { if (size && i + size <= bytes.length) text = utf8.decode(Uint8Array.from(bytes.slice(i, i + size))); } catch { text = null; }
+      if (text === null) { out[owner[i]] += "\\x" + bytes[i].toString(16).padStart(2, "0"); i++; continue; }
+      const last = owner[i + size - 1];
+      for (const t of new Set(owner.slice(i, i + size))) out[t] += t === last ? visible(text) : "‧";
+      i += size;
+    }
+    bytes.length = owner.length = 0;
+  };
+  ids.forEach((id, t) => {
+    const piece = about.tokens[id] ?? `#${id}`;
+    if (typeof piece === "string") { flush(); out[t] = visible(piece); }
+    else for (const byte of piece) { bytes.push(byte); owner.push(t); }
+  });
+  flush();
+  return out;
 }
+const written = id => spelled([id])[0];
 const quoted = id => written(id).replace(/ /g, "␣");
 
 // ---- records: packed one by one, unpacked when they are looked at
@@ -82,12 +106,13 @@ function bars(histogram, label, width = 360, height = 90) {
 function curve(xs, ys, label, width = 360, height = 90) {
   const good = xs.map((x, i) => [x, ys[i]]).filter(p => p[1] !== null);
   const range = v => [Math.min(...v), Math.max(...v)], [x0, x1] = range(good.map(p => p[0])), [y0, y1] = range(good.map(p => p[1]));
-  const x = v => 5 + (width - 10) * (v - x0) / (x1 - x0 || 1), y = v => 5 + (height - 10) * (1 - (v - y0) / (y1 - y0 || 1));
+  const left = 52, x = v => left + (width - left - 5) * (v - x0) / (x1 - x0 || 1), y = v => 5 + (height - 10) * (1 - (v - y0) / (y1 - y0 || 1));
   const svg = make("svg", { viewBox: `0 0 ${width} ${height + 18}`, width, role: "img", "aria-label": label });
   svg.append(make("path", { class: "curve", d: "M" + good.map(p => `${x(p[0])},${y(p[1])}`).join("L") }));
   for (const p of good) svg.append(make("circle", { class: "dot", cx: x(p[0]), cy: y(p[1]), r: 3 }, make("title", {}, `${short(p[0])}: ${short(p[1])}`)));
-  svg.append(make("text", { x: 5, y: height + 13 }, short(x0)), make("text", { x: width - 5, y: height + 13, "text-anchor": "end" }, short(x1)),
-    make("text", { x: 5, y: 11 }, short(y1)), make("text", { x: 5, y: height - 2 }, short(y0)));
+  svg.append(make("line", { class: "axis", x1: left, x2: width - 5, y1: height, y2: height }));
+  svg.append(make("text", { x: left, y: height + 13 }, short(x0)), make("text", { x: width - 5, y: height + 13, "text-anchor": "end" }, short(x1)),
+    make("text", { x: left - 6, y: 11, "text-anchor": "end" }, short(y1)), make("text", { x: left - 6, y: height - 1, "text-anchor": "end" }, short(y0)));
   return svg;
 }
 
@@ -109,7 +134,7 @@ addEventListener("wheel", unpoint, { passive: true });
 const NEAR = about.near;
 
 function line(r, e, i, top, scale) {
-  const at = e.at[i], ids = e.ids[i], node = make("p", { class: "line", tabindex: 0, role: "group", "aria-label": "example, arrow keys go through its tokens" });
+  const at = e.at[i], ids = e.ids[i], text = spelled(ids), node = make("p", { class: "line", tabindex: 0, role: "group", "aria-label": `example, arrow keys go through its ${OF === "token" ? "tokens" : "generators"}` });
   let wide = false;
   const draw = () => {
     node.replaceChildren();
@@ -118,7 +143,7 @@ function line(r, e, i, top, scale) {
       const act = e.acts[i][t], near = t - at + NEAR, inside = near >= 0 && near <= 2 * NEAR && e.clean;
       const effect = inside ? e.effect[i][near] : null;
       const token = make("bdi", { class: t === at ? "here" : null, tabindex: -1, "data-act": act, "data-effect": effect });
-      token.textContent = written(ids[t]);
+      token.textContent = text[t];
       if (act) token.style.background = `rgba(var(--act), ${(0.1 + 0.5 * Math.min(1, Math.abs(act) / (top || 1))).toFixed(3)})`;
       if (effect && Math.abs(effect) >= 0.02 * scale) {
         const strength = Math.round(100 * Math.min(1, 0.25 + Math.abs(effect) / scale));
@@ -132,7 +157,7 @@ function line(r, e, i, top, scale) {
       node.append(token);
     }
     if (ids.length > Math.min(ids.length, at + NEAR + 1) - Math.max(0, at - NEAR)) node.append(make("button", { onclick: () => { wide = !wide; draw(); }, "aria-expanded": String(wide) }, wide ? "less" : "more"));
-    if (e.again[i]) node.append(make("span", { class: "again", title: "this token stands in a group above, too" }, "↑ shown above"));
+    if (e.again[i]) node.append(make("span", { class: "again", title: `this ${OF} stands in a group above, too` }, "↑ shown above"));
   };
   node.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -146,14 +171,15 @@ function line(r, e, i, top, scale) {
 }
 
 function told(r, e, i, t, near, inside, act, effect) {
-  const rows = [["token", `${quoted(e.ids[i][t])} (${e.ids[i][t]})`], ["activation", short(act)]];
+  const rows = [OF === "token" ? ["token", `${quoted(e.ids[i][t])} (${e.ids[i][t]})`] : ["generator", quoted(e.ids[i][t])], ["activation", short(act)]];
   if (effect !== null) {
     rows.push(["its loss without the feature", (effect >= 0 ? "+" : "") + short(effect) + " nats"]);
     rows.push(["its probability with, without", `${short(Math.exp(e.clean[i][near]))}, ${short(Math.exp(e.clean[i][near] - effect))}`]);
     const direct = e.direct[i][near];
     if (direct !== null) rows.push(["by the direct path alone", (direct >= 0 ? "+" : "") + short(direct) + " nats"]);
   } else if (inside) rows.push(["its loss", "nothing is said before it"]);
-  rows.push(["text", `${about.documents?.[e.document[i]] ?? "document " + e.document[i]}, token ${(e.start ? e.start[i] : 0) + e.place[i] + t - e.at[i]}`]);
+  if (OF !== "token") rows.push([OF, e.document[i]]);
+  else rows.push(["text", `${about.documents?.[e.document[i]] ?? "document " + e.document[i]}, token ${(e.start ? e.start[i] : 0) + e.place[i] + t - e.at[i]}`]);
   const lines = [make("table", {}, rows.map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", {}, make("bdi", {}, b)))))];
   if (t === e.at[i] && e.up && e.acts[i][t]) for (const [name, what] of [["up", "votes up what follows"], ["down", "votes down"]]) {
     const [ids, by] = [e[name][0][i], e[name][1][i]];
@@ -193,7 +219,7 @@ async function feature(n) {
     `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}${r.why.auroc == null ? "" : `, AUROC ${short(r.why.auroc, 2)}`}) on ${r.why.of || "the half of the texts that it was not chosen on"}` +
     (r.why.detection === undefined ? "" : `; the judge's balanced accuracy${r.name ? " for the label above" : ""}: detection ${short(r.why.detection, 2)}, fuzzing ${short(r.why.fuzzing, 2)}`))));
   const dead = !r.on;
-  side.append(make("p", {}, dead ? make("strong", {}, "Dead: silent on all tokens. ") : `On at ${share(r.density)} of the tokens (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
+  side.append(make("p", {}, dead ? make("strong", {}, `Dead: silent on all ${OF}s. `) : `On at ${share(r.density)} of the ${OF}s (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
     r.found ? make("span", { class: "badge" }, `found in ${r.found[0]} of ${r.found[1]} other SAEs`) : "",
     r.effect !== undefined && r.effect !== null ? make("span", { class: "note" }, ` Without it the loss near its largest examples changes by ${r.effect > 0 ? "+" : ""}${short(r.effect)} nats a token.`) : ""));
   if (r.histogram) side.append(make("h3", {}, "Activations where it is on"), bars(r.histogram, "histogram of activations"));
@@ -215,14 +241,14 @@ async function feature(n) {
   const e = r.examples, effects = (e.effect || []).flat().map(x => Math.abs(x || 0));
   const scale = Math.max(0.05, ...effects);
   for (const [name, low, high, count, mass, first, last] of r.groups) {
-    const said = name === "silent" ? "the feature is off" : name === "random" ? "any token on which it is on"
-      : `${short(low)} to ${short(high)}: ${share(count)} of the tokens on which it is on, ${share(mass)} of its activation`;
+    const said = name === "silent" ? "the feature is off" : name === "random" ? `any ${OF} on which it is on`
+      : `${short(low)} to ${short(high)}: ${share(count)} of the ${OF}s on which it is on, ${share(mass)} of its activation`;
     const group = make("section", { class: "group" }, make("h3", {}, name, make("span", {}, said)));
     for (let i = first; i < last; i++) group.append(line(r, e, i, r.max, scale));
-    if (first === last) group.append(make("p", { class: "note" }, "no token"));
+    if (first === last) group.append(make("p", { class: "note" }, `no ${OF}`));
     body.append(group);
   }
-  if (dead) body.prepend(make("p", {}, "A dead feature has no examples of its own; silent tokens are shown."));
+  if (dead) body.prepend(make("p", {}, `A dead feature has no examples of its own; silent ${OF}s are shown.`));
   main.replaceChildren(make("div", { class: "feature" }, side, body));
   document.title = `${n}${r.name ? " " + r.name : ""} · ${about.title}`;
 }
@@ -271,13 +297,13 @@ function map() {
 }
 
 function prompts() {
-  const list = about.prompts || [];
+  const list = about.prompts;
   if (!list.length) { main.replaceChildren(make("p", {}, "There is no text in this file.")); return; }
   const panel = make("div", { id: "panel", role: "status" }, make("p", { class: "note" }, "Choose a token to see the features that are on there."));
-  const parts = list.map((text, k) => make("div", {}, make("h3", {}, text.name), make("p", { class: "line" }, text.ids.map((id, t) => {
+  const parts = list.map(text => [text, spelled(text.ids)]).map(([text, words]) => make("div", {}, make("h3", {}, text.name), make("p", { class: "line" }, text.ids.map((id, t) => {
     const features = text.features[t];
     const token = make("bdi", { class: "on", tabindex: 0, role: "button" });
-    token.textContent = written(id);
+    token.textContent = words[t];
     if (features.length) token.style.background = `rgba(var(--act), ${(0.1 + 0.6 * Math.min(1, features[0][2])).toFixed(3)})`;
     const choose = () => panel.replaceChildren(make("h3", {}, make("bdi", {}, quoted(id)), ` at place ${t}`), features.length
       ? make("table", {}, make("tr", {}, ["feature", "activation", "of its largest", "explanation"].map(h => make("th", {}, h))), features.map(([n, act, part]) => make("tr", {},
