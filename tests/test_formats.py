@@ -911,7 +911,9 @@ def test_a_file_without_tensors(tmp_path):
 
 
 def test_what_is_no_sae(tmp_path):
-    for path in (tmp_path, tmp_path / "absent", tmp_path / "cfg.json"):
+    with pytest.raises(ValueError, match=r"absent does not exist: name a folder that holds an SAE"):
+        read(tmp_path / "absent")
+    for path in (tmp_path, tmp_path / "cfg.json"):
         with pytest.raises(ValueError, match=r"holds no SAE in a known format: expected a folder with one of sae_w"):
             read(path)
     (tmp_path / "model.bin").write_bytes(b"")

@@ -363,9 +363,14 @@ def _attend(c: Config, layer: int, attn: Attention, x: Array, at: At, kept: Any,
         visible = visible & (there[None] >= pad[:, None, None])
         visible = visible | (here == there)[None]  # padding sees itself, so that its softmax is no 0 / 0
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    pattern = jax.nn.softmax(scores, -1).reshape(B, c.heads, T, -1)
-    pattern = tap(f"pattern.{layer}", pattern).reshape(scores.shape).astype(q.dtype)
-    z = (pattern @ values.mT).transpose(0, 3, 1, 2, 4).reshape(B, T, c.heads, d_head)
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    pattern = tap(f"pattern.{layer}", (weights / total).reshape(B, c.heads, T, -1))
+    if f"pattern.{layer}" in tap.edits:
+        z = pattern.reshape(scores.shape).astype(q.dtype) @ values.mT
+    else:  # the softmax's division behind the product, where there is less to divide
+        z = (weights.astype(q.dtype) @ values.mT / total).astype(q.dtype)
+    z = z.transpose(0, 3, 1, 2, 4).reshape(B, T, c.heads, d_head)
     z = tap(f"z.{layer}", z)
     out = jnp.einsum("bthk,hkd->btd", z, attn.W_O[...].astype(z.dtype))
     return (out + attn.b_O[...].astype(out.dtype) if c.out_bias else out), (k, v)

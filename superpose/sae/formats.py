@@ -155,6 +155,8 @@ def read(path: str | Path) -> Published:
     if len(names) > 1:
         raise ValueError(f"{path} holds weights in more than one format ({', '.join(names)}): name the file")
     if not names:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: name a folder that holds an SAE, or its file of weights")
         raise ValueError(f"{path} holds no SAE in a known format: expected a folder with one of {known}")
     weights, reader = FORMATS[names[0]]
     return reader(path / weights)
