@@ -184,6 +184,20 @@ def test_rows_come_back_in_order_and_mixed(place, tmp_path):
     assert not np.array_equal(seen, again)
 
 
+def test_ranges_are_asked_for_by_name(tmp_path, monkeypatch):
+    """s3fs takes a version where the memory driver takes the start."""
+    x = filled(f"memory://{tmp_path}/s")
+    plain = MemoryFileSystem.cat_file
+
+    def cat(self, path, version_id=None, start=None, end=None):
+        assert version_id is None
+        return plain(self, path, start=start, end=end)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat)
+    back = Store(f"memory://{tmp_path}/s")
+    np.testing.assert_array_equal(np.concatenate([r.values["x"] for r in back.batches(["x"], 50)]), x)
+
+
 def test_a_network_that_fails_is_no_damage(tmp_path, monkeypatch):
     path = f"memory://{tmp_path}/s"
     x = filled(path)

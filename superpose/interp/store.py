@@ -142,7 +142,7 @@ class _Remote:
     def read(self, name: str, start: int, end: int) -> np.ndarray:
         where = f"{self._root}/{name}"
         try:
-            return np.frombuffer(self._files.cat_file(where, start, end), np.uint8)
+            return np.frombuffer(self._files.cat_file(where, start=start, end=end), np.uint8)
         except FileNotFoundError:
             raise
         except Exception:
