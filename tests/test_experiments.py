@@ -86,9 +86,8 @@ SAME = {
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "small")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
-NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"}),
-           "universality:scripts", "splitting:scripts"}  # fmt: skip
-"""Configs for machines that we don't have, for the user's own files, or not run yet at full size: without a figure."""
+NOT_RUN = {"synth_benchmark:16k", *(f"{name}:full" for name in FILES - {"stories"})}
+"""Configs for machines that we don't have, or for the user's own files: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
     "absorption": {"magnitudes vary: absorption is partial (gap of the best seed)"},
