@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -582,4 +583,18 @@ def test_search_sort_map_texts_and_number(browser, made):
     wait(browser, "document.getElementById('main').dataset.view === '11'")
     opened(browser, made, "99")
     assert "There is no feature 99" in browser.find_element("id", "main").text
+    assert not errors(browser)
+
+
+def test_the_committed_example_opens(browser):
+    """24 features in less than 1 MB, each with what its ablation does and its doses."""
+    example = Path(__file__).parents[1] / "docs" / "examples" / "mixed_scripts.html"
+    assert example.stat().st_size < 1e6
+    held = [page.unpack(packed) for packed in re.findall(r'id="f\d+">([^<]*)<', example.read_text(encoding="utf-8"))]
+    assert len(held) == 24
+    assert all(record["name"] and record["dose"] and "effect" in record["examples"] for record in held)
+    for record in held[:2]:
+        browser.get(f"file://{example}#{record['n']}")
+        wait(browser, f"document.getElementById('main').dataset.view === '{record['n']}'")
+        assert browser.find_element("tag name", "h2").text == f"Feature {record['n']}: {record['name']}"
     assert not errors(browser)

@@ -56,6 +56,7 @@ function spelled(ids) {
   return out;
 }
 const written = id => spelled([id])[0];
+// tokens stand from left to right in every script, each a text of its own, and so do a token's parts: "dir" of their elements
 const quoted = id => written(id).replace(/ /g, "␣");
 
 // ---- records: packed one by one, unpacked when they are looked at
@@ -142,7 +143,7 @@ function line(r, e, i, top, scale) {
     for (let t = from; t < to; t++) {
       const act = e.acts[i][t], near = t - at + NEAR, inside = near >= 0 && near <= 2 * NEAR && e.clean;
       const effect = inside ? e.effect[i][near] : null;
-      const token = make("bdi", { class: t === at ? "here" : null, tabindex: -1, "data-act": act, "data-effect": effect });
+      const token = make("bdi", { class: t === at ? "here" : null, dir: "ltr", tabindex: -1, "data-act": act, "data-effect": effect });
       token.textContent = text[t];
       if (act) token.style.background = `rgba(var(--act), ${(0.1 + 0.5 * Math.min(1, Math.abs(act) / (top || 1))).toFixed(3)})`;
       if (effect && Math.abs(effect) >= 0.02 * scale) {
@@ -180,10 +181,10 @@ function told(r, e, i, t, near, inside, act, effect) {
   } else if (inside) rows.push(["its loss", "nothing is said before it"]);
   if (OF !== "token") rows.push([OF, e.document[i]]);
   else rows.push(["text", `${about.documents?.[e.document[i]] ?? "document " + e.document[i]}, token ${(e.start ? e.start[i] : 0) + e.place[i] + t - e.at[i]}`]);
-  const lines = [make("table", {}, rows.map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", {}, make("bdi", {}, b)))))];
+  const lines = [make("table", {}, rows.map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", {}, make("bdi", { dir: a === "token" ? "ltr" : null }, b)))))];
   if (t === e.at[i] && e.up && e.acts[i][t]) for (const [name, what] of [["up", "votes up what follows"], ["down", "votes down"]]) {
     const [ids, by] = [e[name][0][i], e[name][1][i]];
-    lines.push(make("div", {}, what + ": ", ids.slice(0, 5).map((id, k) => [make("bdi", {}, quoted(id)), ` ${by[k] > 0 ? "+" : ""}${short(by[k], 2)}${k < 4 ? ", " : ""}`])));
+    lines.push(make("div", {}, what + ": ", ids.slice(0, 5).map((id, k) => [make("bdi", { dir: "ltr" }, quoted(id)), ` ${by[k] > 0 ? "+" : ""}${short(by[k], 2)}${k < 4 ? ", " : ""}`])));
   }
   return lines;
 }
@@ -193,7 +194,7 @@ function told(r, e, i, t, near, inside, act, effect) {
 function tokens(title, pair) {
   const most = Math.max(...pair[1].map(Math.abs), 1e-9);
   return make("table", {}, make("caption", {}, title), pair[0].map((id, i) => make("tr", {},
-    make("td", {}, make("bdi", { style: `background: color-mix(in srgb, var(${pair[1][i] < 0 ? "--hurts" : "--helps"}) ${Math.round(45 * Math.abs(pair[1][i]) / most)}%, transparent)` }, quoted(id))),
+    make("td", {}, make("bdi", { dir: "ltr", style: `background: color-mix(in srgb, var(${pair[1][i] < 0 ? "--hurts" : "--helps"}) ${Math.round(45 * Math.abs(pair[1][i]) / most)}%, transparent)` }, quoted(id))),
     make("td", { class: "number", "data-id": id, "data-value": pair[1][i] }, (pair[1][i] > 0 ? "+" : "") + short(pair[1][i])))));
 }
 
@@ -302,10 +303,10 @@ function prompts() {
   const panel = make("div", { id: "panel", role: "status" }, make("p", { class: "note" }, "Choose a token to see the features that are on there."));
   const parts = list.map(text => [text, spelled(text.ids)]).map(([text, words]) => make("div", {}, make("h3", {}, text.name), make("p", { class: "line" }, text.ids.map((id, t) => {
     const features = text.features[t];
-    const token = make("bdi", { class: "on", tabindex: 0, role: "button" });
+    const token = make("bdi", { class: "on", dir: "ltr", tabindex: 0, role: "button" });
     token.textContent = words[t];
     if (features.length) token.style.background = `rgba(var(--act), ${(0.1 + 0.6 * Math.min(1, features[0][2])).toFixed(3)})`;
-    const choose = () => panel.replaceChildren(make("h3", {}, make("bdi", {}, quoted(id)), ` at place ${t}`), features.length
+    const choose = () => panel.replaceChildren(make("h3", {}, make("bdi", { dir: "ltr" }, quoted(id)), ` at place ${t}`), features.length
       ? make("table", {}, make("tr", {}, ["feature", "activation", "of its largest", "explanation"].map(h => make("th", {}, h))), features.map(([n, act, part]) => make("tr", {},
         make("td", {}, make("a", { href: place(n) }, String(n))), make("td", { class: "number" }, short(act)), make("td", { class: "number" }, share(part)),
         make("td", {}, make("bdi", {}, index.text && rowOf.has(n) ? index.text[rowOf.get(n)] : "")))))
