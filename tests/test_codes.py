@@ -203,6 +203,20 @@ def test_kinds_with_more_to_choose_from_win_only_where_they_hold_elsewhere(monke
     assert fooled.f1[2] < found.f1[2] - 0.03
 
 
+def test_a_unit_that_nothing_fits_gets_a_predicate_that_is_one(planted):
+    """Not the empty set."""
+    t = planted[1]._contexts
+    tokens = explain.Tokens(t._replace(starts=t.starts + 100, labels=None))  # at none of the places
+    inside = tokens.keep & (np.arange(len(tokens.ids)) % 12 > 1)
+    unit = np.zeros(len(inside))
+    for part, token in ((tokens.fit & ~tokens.rival, 3), (tokens.rival, 7)):  # after two others that are rare before it
+        unit[np.flatnonzero(part & inside & (tokens.ids == token) & (np.roll(tokens.ids, 1) == token))[0]] = 1
+    found = explain.explain(sparse.csc_array(unit[:, None]), tokens)
+    assert found.f1[0] == 0
+    assert found.kind[0] == "label"
+    assert found.text[0]
+
+
 def test_bytes_that_make_a_character_together_are_written_as_it():
     ids = np.tile(np.array([1, 2, 3, 0, 1, 4, 3, 0, 5, 6], np.int32), (400, 1))
     n = len(ids)

@@ -257,7 +257,7 @@ def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
         here, there = (0, 1) if active[0, u] and active[1, u] else (both, both)
         rivals = {family: rival(u, family, here, there) for family in ("label", *counts)}
         good = NEARLY * max(f1 for f1, _ in rivals.values())
-        family = min((size, -f1, family) for family, (f1, size) in rivals.items() if f1 >= good)[2]
+        family = min((size, -f1, family) for family, (f1, size) in rivals.items() if size and f1 >= good)[2]
         inside = tokens.score[rows]
         scored = rows[inside]
         if family == "label":
