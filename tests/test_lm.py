@@ -113,6 +113,23 @@ def test_the_cache_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", EACH)
+def test_blocks_of_queries_see_what_all_at_once_see(kind):
+    """100 tokens are four blocks, the last of them short; whoever edits the pattern gets it as one."""
+    windows = {"windows": tuple(w and 40 for w in KINDS[kind]["windows"])} if "windows" in KINDS[kind] else {}
+    made, tokens, pad = model(kind, context=128, **windows), text(2, 100), jnp.array([0, 45])
+    graph, state = nnx.split(made)
+    whole = {f"pattern.{i}": lambda value, at: value for i in range(made.config.layers)}
+
+    def loss(state, edits):
+        return next_token_loss(nnx.merge(graph, state)(tokens, pad=pad, edits=edits).logits, tokens)[0][:, 50:].mean()
+
+    (got, down), (want, right) = (jax.value_and_grad(loss)(state, edits) for edits in ({}, whole))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(down), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-2, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("kind", EACH)
 def test_padding_changes_nothing(kind):
     made, tokens = model(kind), text(1)
     padded = jnp.concatenate([jnp.full((1, 3), 7), tokens], 1)

@@ -317,7 +317,7 @@ assert held["blocks.0.mlp.W_in"].addressable_shards[0].data.shape == (16, 16)
 assert held["blocks.0.attn.W_Q"].addressable_shards[0].data.shape == (16, 2, 4)
 assert held["blocks.0.ln1.w"].addressable_shards[0].data.shape == (16,)
 
-from superpose.interp.harvest import Harvest, Texts
+from superpose.interp.harvest import Choice, Harvest, Texts
 from superpose.lm import objective, sites
 from superpose.train.fit import Sampler, fit
 from superpose.train.recipe import Recipe
@@ -331,6 +331,22 @@ assert made._place is not None
 rows = np.concatenate([r.values["resid_post.1"] for r in made.rows(np.arange(11))])
 want = plain(texts.tokens, capture=["resid_post.1"]).captured["resid_post.1"].reshape(66, -1)
 np.testing.assert_allclose(rows, want, atol=1e-5)
+
+from jax.sharding import NamedSharding, PartitionSpec as P
+def numbered(split):  # 4 numbers that a token has, at sites that are split in this way and that
+    def run(tokens):
+        x = jax.numpy.stack([tokens + i for i in range(4)], -1)
+        return {str(spec): jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)) for spec in split}
+    return run
+ways, lengths = [P(), P("model"), P(None, None, "model")], 6 - np.arange(11) % 3
+for split in [ways, *([way] for way in ways)]:
+    parts = list(Harvest(numbered(split), texts._replace(lengths=lengths), 8, Choice((3,))).rows(np.arange(11)))
+    tokens = np.concatenate([p.tokens for p in parts])
+    keep = (np.arange(6) < lengths[:, None]) & (texts.tokens != 3)
+    np.testing.assert_array_equal(tokens, texts.tokens[keep])
+    for spec in map(str, split):
+        x = np.concatenate([p.values[spec] for p in parts])
+        np.testing.assert_array_equal(x, tokens[:, None] + np.arange(4))
 
 batch = {"tokens": texts.tokens[:8], "mask": np.ones((8, 6), bool)}
 losses = []

@@ -7,6 +7,7 @@ harvested is a function of model and corpus alone.
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,18 +73,18 @@ def data_mesh() -> Mesh | None:
 def _parts(values: jax.Array) -> list[np.ndarray]:
     """What each device of this process holds of [B, T, d], in order of B, without a copy where devices allow it."""
     shards = [shard for shard in values.addressable_shards if shard.replica_id == 0]
+    if any(shard.data.shape[1:] != values.shape[1:] for shard in shards):  # split along T or d
+        return [np.asarray(values)]
     return [np.asarray(shard.data) for shard in sorted(shards, key=lambda shard: shard.index[0].start or 0)]
 
 
-def _kept(parts: Sequence[np.ndarray], keep: np.ndarray) -> np.ndarray:
-    """Rows [n, d] of the tokens that are kept, copied once; the parts may go on beyond ``keep`` [contexts, T]."""
-    out, first, at = np.empty((keep.sum(), parts[0].shape[-1]), parts[0].dtype), 0, 0
-    for part in parts:
-        chosen = np.flatnonzero(keep[first : first + len(part)])
-        end = at + len(chosen)
-        np.take(part.reshape(-1, part.shape[-1]), chosen, axis=0, out=out[at:end], mode="clip")
-        first, at = first + len(part), end
-    return out
+def _kept(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Rows [n, d] of the tokens that are kept, copied once, or not at all where none is left out.
+
+    ``values`` [contexts, T, d] may go on beyond ``keep`` [contexts, T].
+    """
+    values = values.reshape(-1, values.shape[-1])
+    return values[: keep.size] if keep.all() else np.take(values, np.flatnonzero(keep), axis=0, mode="clip")
 
 
 class Harvest:
@@ -135,21 +136,30 @@ class Harvest:
         place = np.arange(tokens.shape[1])
         return (place < self.texts.lengths[chosen][:, None]) & (place >= c.first) & ~np.isin(tokens, c.special)
 
-    def _rows(self, chosen: np.ndarray, found: Mapping[str, Any]) -> Rows:
+    def _rows(self, chosen: np.ndarray, found: Mapping[str, Any]) -> Iterator[Rows]:
+        """The rows of a pass, of each device apart."""
+        T = self.texts.tokens.shape[1]
+        for site, values in found.items():
+            if values.ndim != 3 or values.shape[:2] != (self.batch, T):
+                raise ValueError(f"{site} must be [B, T, d] = ({self.batch}, {T}, d), got {values.shape}")
+        parts = [_parts(values) for values in found.values()]
+        if len({tuple(map(len, part)) for part in parts}) > 1:  # sites that are not split alike
+            parts = [[np.concatenate(part)] for part in parts]
+        for part in zip(*parts, strict=True):
+            here, chosen = chosen[: len(part[0])], chosen[len(part[0]) :]
+            if len(here):
+                yield self._taken(here, dict(zip(found, part, strict=True)))
+
+    def _taken(self, chosen: np.ndarray, host: dict[str, np.ndarray]) -> Rows:
+        """Rows of some contexts, whose values may go on beyond them."""
         texts, c = self.texts, self.choice
         tokens = texts.tokens[chosen]
         place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         keep = self._by_rule(chosen)
-        for site, values in found.items():
-            if values.ndim != 3 or values.shape[:2] != (self.batch, tokens.shape[1]):
-                raise ValueError(f"{site} must be [B, T, d] = ({self.batch}, {tokens.shape[1]}, d), got {values.shape}")
-        host = {site: _parts(values) for site, values in found.items()}
         if c.outlier is not None:
             before = keep.sum()
-            for parts in host.values():
-                norms = np.concatenate([np.linalg.norm(part.astype(np.float32), axis=-1) for part in parts])[
-                    : len(keep)
-                ]
+            for values in host.values():
+                norms = np.linalg.norm(values[: len(keep)].astype(np.float32), axis=-1)
                 among = np.where(keep.any(1, keepdims=True), np.where(keep, norms, np.nan), 0)
                 keep = keep & (norms <= c.outlier * np.nanmedian(among, 1, keepdims=True))
             self.dropped += int(before - keep.sum())
@@ -164,17 +174,20 @@ class Harvest:
         return {site: value.shape[-1] for site, value in found.items()}
 
     def rows(self, contexts: Sequence[int] | np.ndarray) -> Iterator[Rows]:
-        """Rows of some contexts, pass by pass; the next pass computes while the last is taken apart."""
+        """Rows of some contexts, in their order, those of each device and pass apart.
+
+        The next pass computes while the last is taken apart. Not so on one CPU device, which computes two passes at
+        once and takes longer for it than for both in turn.
+        """
         chosen = np.asarray(contexts)
-        parts = [chosen[i : i + self.batch] for i in range(0, len(chosen), self.batch)]
-        ahead = None
-        for part in parts:
-            started = (part, self._start(part))
-            if ahead is not None:
-                yield self._rows(*ahead)
-            ahead = started
-        if ahead is not None:
-            yield self._rows(*ahead)
+        ahead, most = deque(), 1 if jax.default_backend() == "cpu" and self._place is None else 2
+        for i in range(0, len(chosen), self.batch):
+            part = chosen[i : i + self.batch]
+            ahead.append((part, self._start(part)))
+            if len(ahead) == most:
+                yield from self._rows(*ahead.popleft())
+        for left in ahead:
+            yield from self._rows(*left)
 
     def plan(self, dtype: str = "bfloat16", passes: int = 3) -> dict[str, int | float]:
         """What a harvest of everything will take: rows (before those left out for their norm), bytes, and seconds as

@@ -333,6 +333,12 @@ def _linear(x: Array, W: Any, b: Any = None) -> Array:
     return y if b is None else y + b[...].astype(x.dtype)
 
 
+def _blocks(T: int, least: int = 32, most: int = 4) -> list[slice]:
+    """Positions 0 to T in equal blocks: four leave out three eighths of the causal products, more would gain little."""
+    size = max(least, -(-T // most))
+    return [slice(i, min(i + size, T)) for i in range(0, T, size)]
+
+
 def _attend(c: Config, layer: int, attn: Attention, x: Array, at: At, kept: Any, start: Any, pad: Any, tap: _Taps):
     """What attention writes, and the layer's keys and values; ``kept`` are those of the tokens before."""
     q, k, v = attn.project("Q", x), attn.project("K", x), attn.project("V", x)
@@ -350,26 +356,40 @@ def _attend(c: Config, layer: int, attn: Attention, x: Array, at: At, kept: Any,
     # heads first: as transposed operands the products below take up to twice as long on a CPU
     grouped = q.reshape(B, T, c.groups, c.heads // c.groups, d_head).transpose(0, 2, 3, 1, 4)
     keys, values = (x.astype(q.dtype).transpose(0, 2, 3, 1)[:, :, None] for x in (k, v))
-    scores = jnp.matmul(grouped, keys, preferred_element_type=jnp.float32)
-    scores = scores * (c.d_head**-0.5 if c.query_scale is None else c.query_scale)
-    if c.attn_cap is not None:
-        scores = c.attn_cap * jnp.tanh(scores / c.attn_cap)
-    here, there = start + jnp.arange(T)[:, None], jnp.arange(k.shape[1])[None, :]
-    seen = there <= here
-    if window is not None:
-        seen &= there > here - window
-    visible = seen[None]
-    if pad is not None:
-        visible = visible & (there[None] >= pad[:, None, None])
-        visible = visible | (here == there)[None]  # padding sees itself, so that its softmax is no 0 / 0
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
-    pattern = tap(f"pattern.{layer}", (weights / total).reshape(B, c.heads, T, -1))
-    if f"pattern.{layer}" in tap.edits:
-        z = pattern.reshape(scores.shape).astype(q.dtype) @ values.mT
-    else:  # the softmax's division behind the product, where there is less to divide
-        z = (weights.astype(q.dtype) @ values.mT / total).astype(q.dtype)
+
+    def weigh(queries: slice, seen: slice):
+        """exp(scores - their maximum) of some queries against some keys, and the sums to divide by."""
+        scores = jnp.matmul(grouped[:, :, :, queries], keys[..., seen], preferred_element_type=jnp.float32)
+        scores = scores * (c.d_head**-0.5 if c.query_scale is None else c.query_scale)
+        if c.attn_cap is not None:
+            scores = c.attn_cap * jnp.tanh(scores / c.attn_cap)
+        here, there = start + jnp.arange(T)[queries, None], jnp.arange(k.shape[1])[None, seen]
+        visible = there <= here
+        if window is not None:
+            visible &= there > here - window
+        visible = visible[None]
+        if pad is not None:
+            visible = visible & (there[None] >= pad[:, None, None])
+            visible = visible | (here == there)[None]  # padding sees itself, so that its softmax is no 0 / 0
+        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+        weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+        return weights, weights.sum(-1, keepdims=True)
+
+    site = f"pattern.{layer}"
+    if site in tap.edits or site in tap.capture:
+        weights, total = weigh(slice(0, T), slice(None))
+        pattern = tap(site, (weights / total).reshape(B, c.heads, T, -1))
+    if site in tap.edits:
+        z = pattern.reshape(weights.shape).astype(q.dtype) @ values.mT
+    else:  # the softmax's division behind the product, and no keys that are hidden from a whole block of queries
+        parts = []
+        for queries in _blocks(T) if kept is None else [slice(0, T)]:
+            seen = slice(None)
+            if kept is None:
+                seen = slice(0 if window is None else max(0, queries.start - window + 1), queries.stop)
+            weights, total = weigh(queries, seen)
+            parts.append((weights.astype(q.dtype) @ values[..., seen].mT / total).astype(q.dtype))
+        z = jnp.concatenate(parts, 3)
     z = z.transpose(0, 3, 1, 2, 4).reshape(B, T, c.heads, d_head)
     z = tap(f"z.{layer}", z)
     out = jnp.einsum("bthk,hkd->btd", z, attn.W_O[...].astype(z.dtype))
