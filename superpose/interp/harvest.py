@@ -180,7 +180,8 @@ class Harvest:
         once and takes longer for it than for both in turn.
         """
         chosen = np.asarray(contexts)
-        ahead, most = deque(), 1 if jax.default_backend() == "cpu" and self._place is None else 2
+        ahead: deque[tuple[np.ndarray, Any]] = deque()
+        most = 1 if jax.default_backend() == "cpu" and self._place is None else 2
         for i in range(0, len(chosen), self.batch):
             part = chosen[i : i + self.batch]
             ahead.append((part, self._start(part)))
