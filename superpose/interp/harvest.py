@@ -176,8 +176,8 @@ class Harvest:
     def rows(self, contexts: Sequence[int] | np.ndarray) -> Iterator[Rows]:
         """Rows of some contexts, in their order, those of each device and pass apart.
 
-        The next pass computes while the last is taken apart. Not so on one CPU device, which computes two passes at
-        once and takes longer for it than for both in turn.
+        The next pass computes while the last is taken apart. Not so on one CPU device: there two passes at once took
+        longer than in turn, unless malloc kept its memory (docs/language_models.md, "How fast").
         """
         chosen = np.asarray(contexts)
         ahead: deque[tuple[np.ndarray, Any]] = deque()

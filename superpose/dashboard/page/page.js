@@ -291,9 +291,22 @@ function map() {
   if (!index.x) { main.replaceChildren(make("p", {}, "There is no map in this file.")); return; }
   const size = 640, range = v => [Math.min(...v), Math.max(...v)], [x0, x1] = range(index.x), [y0, y1] = range(index.y);
   const svg = make("svg", { viewBox: `0 0 ${size} ${size}`, width: size, role: "group", "aria-label": "map of directions; the index lists the same features" });
+  const points = index.n.map((_, i) => [10 + (size - 20) * (index.x[i] - x0) / (x1 - x0 || 1), 10 + (size - 20) * (1 - (index.y[i] - y0) / (y1 - y0 || 1))]);
   index.n.forEach((n, i) => svg.append(make("a", { href: place(n), tabindex: -1, "aria-label": `feature ${n}` },
-    make("circle", { class: "dot on", r: 4, cx: 10 + (size - 20) * (index.x[i] - x0) / (x1 - x0 || 1), cy: 10 + (size - 20) * (1 - (index.y[i] - y0) / (y1 - y0 || 1)) },
-      make("title", {}, `${n} ${index.text ? index.text[i] : ""}`)))));
+    make("circle", { class: "dot on", r: 4, cx: points[i][0], cy: points[i][1] }, make("title", {}, `${n} ${index.text ? index.text[i] : ""}`)))));
+  // where there are few, their names beside them, each at the first of four places that is free; else its number; else none
+  const taken = points.map(([x, y]) => [x - 5, y - 5, x + 5, y + 5]);
+  const put = (name, x, y) => [["start", 7, 4], ["end", -7, 4], ["middle", 0, -8], ["middle", 0, 16]].some(([anchor, dx, dy]) => {
+    const wide = 6.5 * name.length, left = x + dx - wide * { start: 0, middle: .5, end: 1 }[anchor], box = [left, y + dy - 10, left + wide, y + dy + 2];
+    if (left < 0 || box[2] > size || box[1] < 0 || box[3] > size || taken.some(b => b[0] < box[2] && box[0] < b[2] && b[1] < box[3] && box[1] < b[3])) return false;
+    taken.push(box);
+    svg.append(make("text", { x: x + dx, y: y + dy, "text-anchor": anchor, "aria-hidden": "true" }, name));
+    return true;
+  });
+  if (points.length <= 60) points.forEach(([x, y], i) => {
+    const text = (index.text && index.text[i]) || "", brief = text.length > 26 ? text.slice(0, 25) + "…" : text;
+    (brief && put(brief, x, y)) || put(`${index.n[i]}`, x, y);
+  });
   main.replaceChildren(make("h2", {}, "Map of directions"), make("p", { class: "note" }, about.map || ""), svg);
 }
 
