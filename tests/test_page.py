@@ -1,5 +1,6 @@
 """Pages in a real browser, with the network off: what they show, and that it is what the model does."""
 
+import itertools
 import json
 import re
 import shutil
@@ -574,6 +575,13 @@ def test_search_sort_map_texts_and_number(browser, made):
             assert value(made[5][int(rows()[0].split()[0])]) == value(made[5][want])
     opened(browser, made, "map")
     assert browser.execute_script("return document.querySelectorAll('svg circle').length") == 20
+    named = "return [...document.querySelectorAll('svg text')].map(t => [t.textContent, t.getBBox()])"
+    named = f"{named}.map(([said, b]) => [said, b.x, b.y, b.x + b.width, b.y + b.height])"
+    names = browser.execute_script(named)
+    assert "a <b>label</b>" in [name for name, *_ in names]
+    assert len(names) > 10
+    for (_, left, top, right, bottom), (_, left2, top2, right2, bottom2) in itertools.combinations(names, 2):
+        assert right <= left2 or right2 <= left or bottom <= top2 + 2 or bottom2 <= top + 2
     opened(browser, made, "prompts")
     browser.find_elements("css selector", ".line bdi")[0].click()
     assert "0.9" in browser.find_element("id", "panel").text or "90 %" in browser.find_element("id", "panel").text

@@ -304,7 +304,7 @@ function map() {
     return true;
   });
   if (points.length <= 60) points.forEach(([x, y], i) => {
-    const text = (index.text && index.text[i]) || "", brief = text.length > 26 ? text.slice(0, 25) + "…" : text;
+    const text = ((index.text && index.text[i]) || "").replace(/ \(the best detector.*$/, ""), brief = text.length > 26 ? text.slice(0, 25) + "…" : text;
     (brief && put(brief, x, y)) || put(`${index.n[i]}`, x, y);
   });
   main.replaceChildren(make("h2", {}, "Map of directions"), make("p", { class: "note" }, about.map || ""), svg);
