@@ -224,3 +224,46 @@ def test_antipodal_pairs():
 
 def test_represented_counts_strictly_above_the_threshold():
     assert geo.represented(f32([[0.5], [0.51], [-0.9]])).tolist() == [False, True, True]
+
+
+# --- names of shapes
+
+
+@pytest.mark.parametrize("name", geo.SHAPES)
+def test_each_shape_is_a_tight_frame_and_known_by_its_name(name):
+    ideal = geo.SHAPES[name]
+    N, d = ideal.shape
+    np.testing.assert_allclose(np.linalg.norm(ideal, axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(ideal.T @ ideal, N / d * np.eye(d), atol=1e-12)
+    np.testing.assert_allclose(geo.dimensionality(f32(ideal)), d / N, rtol=1e-5)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        W = np.concatenate([ideal, np.zeros((N, 2))], 1) @ rotation(d + 2, seed)
+        W = (1.1 * W + 0.01 * rng.normal(size=W.shape))[rng.permutation(N)]
+        assert geo.shape_name(W) == name
+
+
+@pytest.mark.parametrize(
+    ("factors", "name"),
+    [
+        (("digon", "digon"), "square"),
+        (("digon",) * 3, "octahedron"),
+        (("triangle", "digon"), "triangular bipyramid"),
+        (("digon", "pentagon"), "pentagonal bipyramid"),
+        (("triangle", "single", "pentagon"), "pentagon + single + triangle"),
+    ],
+)
+def test_products_are_named_by_their_orthogonal_factors(factors, name):
+    W = direct_sum(*(geo.SHAPES[f] for f in factors))
+    assert geo.shape_name(W @ rotation(W.shape[1], 4)) == name
+
+
+def test_what_is_no_shape_gets_its_size_alone():
+    rng = np.random.default_rng(0)
+    for N, d in ((5, 3), (6, 2), (8, 3), (4, 2)):
+        assert geo.shape_name(rng.normal(size=(N, d))) == f"{N} in {d}"
+    squashed = polygon(5) * [1.0, 0.5]
+    assert geo.shape_name(squashed) == "5 in 2"
+    assert geo.shape_name(polygon(5) * [1.0, 0.95]) == "pentagon"
+    with pytest.raises(ValueError, match="a row of zeros"):
+        geo.shape_name(np.eye(2) * [1, 0])

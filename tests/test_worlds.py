@@ -309,6 +309,56 @@ def test_gradients_with_respect_to_weights_are_finite():
         assert np.isfinite(jax.grad(loss)(jnp.asarray(W), density)).all()
 
 
+# ---- sets of features
+
+PAIRS = np.array([0.3, 0.05], np.float32)
+
+
+@pytest.mark.parametrize("how", ["correlated", "anticorrelated"])
+@pytest.mark.parametrize("sizes", [(2, 3), (1, 2)])
+def test_sets_are_on_or_off_as_one(how, sizes):
+    world, owner = sparse.sets(sizes, how), np.repeat([0, 1], sizes)
+    for draw in (world.sample, world.sample_active):
+        x = np.asarray(jax.jit(draw, static_argnums=2)(prng.key(1), jnp.asarray(PAIRS), 2**18))
+        active = np.stack([(x[owner == s] != 0).sum(0) for s in (0, 1)])
+        for count, size in zip(active, sizes, strict=True):
+            assert set(np.unique(count)) == {0, size if how == "correlated" else 1}
+        on = (active > 0).mean(1)
+        expected = PAIRS / (1 if draw == world.sample else 1 - np.prod(1 - PAIRS))
+        np.testing.assert_allclose(on, expected, atol=5 * np.sqrt(0.25 / 2**18))
+        for s, size in enumerate(sizes):
+            members = (x[owner == s] != 0).mean(1) / on[s]
+            np.testing.assert_allclose(members, 1 if how == "correlated" else 1 / size, atol=0.02)
+        values = x[x != 0]
+        assert stats.kstest(values[: 2**16], "uniform").pvalue > LIMIT
+        if draw == world.sample_active:
+            assert active.any(0).all()
+
+
+@pytest.mark.parametrize("how", ["correlated", "anticorrelated"])
+@pytest.mark.parametrize(("name", "size"), [("monte_carlo", 1024), ("conditional", 64)])
+def test_sets_are_drawn_as_they_are_enumerated(how, name, size):
+    """Means of moments, products and a toy loss; a world of independent features of the same densities is seen."""
+    world = sparse.sets((2, 1), how)
+    sampler = expect.expectation(name, world, size)
+    found = means(sampler, jnp.asarray(PAIRS), 2048)
+    exact = exact_means(world, jnp.asarray(PAIRS))
+    keep = exact > 0  # the product of two that are never on together
+    assert z_scores(found, exact)[keep].max() < 5
+    assert (np.asarray(found)[:, ~keep] == 0).all()
+    share = PAIRS * (1 if how == "correlated" else [0.5, 1])
+    alone = exact_means(sparse.independent(3), jnp.asarray([share[0], share[0], share[1]]))
+    assert z_scores(found, alone).max() > 5
+    np.testing.assert_allclose(alone[:3], exact[:3], rtol=1e-5)
+
+
+def test_sets_of_one_are_independent_features():
+    for how in ("correlated", "anticorrelated"):
+        for a, b in zip(sparse.sets((1, 1, 1), how).enumerate(UNEVEN, 3), sparse.independent(3).enumerate(UNEVEN, 3),
+                        strict=True):  # fmt: skip
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 # ---- bad input
 
 
@@ -316,6 +366,11 @@ def test_gradients_with_respect_to_weights_are_finite():
     ("call", "sentence"),
     [
         (lambda: sparse.independent(0), r"^a world needs at least one feature, but n is 0\.$"),
+        (lambda: sparse.sets((2, 0), "correlated"), r"^a world of sets needs at least one set of .* is \(2, 0\)\.$"),
+        (lambda: sparse.sets((2, 2), "linked"), r"^sets are correlated or anticorrelated, but how is 'linked'\.$"),
+        (lambda: sparse.sets((2, 2), "correlated").silent(jnp.ones(4)), r"^density must be .* shape \(2,\), but .*\.$"),
+        (lambda: sparse.sets((2, 2), "correlated").enumerate(0.1, (2, 2)), r"^a world of sets takes one number .*\.$"),
+        (lambda: sparse.sets((9, 9), "correlated").enumerate(0.1, 9), r"^sets of .* columns, more than the .*\.$"),
         (lambda: sparse.independent(3, 0.5), r"^low must be 0 or -high, but low is 0.5 and high is 1.0\.$"),
         (lambda: sparse.independent(3, -1.0, 2.0), r"^low must be 0 or -high, but low is -1.0 and high is 2.0\.$"),
         (lambda: sparse.independent(3, 0.0, -1.0), r"^high must be positive and finite, but it is -1.0\.$"),

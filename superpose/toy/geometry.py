@@ -233,3 +233,88 @@ def gram_graph(W: Float[ArrayLike, "n m"], threshold: float = 0.1) -> list[list[
     W = np.asarray(W)
     count, labels = connected_components(np.abs(W @ W.T) > threshold, directed=False)
     return sorted(np.flatnonzero(labels == c).tolist() for c in range(count))
+
+
+def _polygon(k: int) -> np.ndarray:
+    angle = 2 * np.pi * np.arange(k) / k
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def _simplex(d: int) -> np.ndarray:
+    """d + 1 unit vectors in d dimensions, each at the same angle to each other."""
+    centred = np.eye(d + 1) - 1 / (d + 1)
+    left, size, _ = np.linalg.svd(centred)
+    corners = (left * size)[:, :d]
+    return corners / np.linalg.norm(corners, axis=1, keepdims=True)
+
+
+def _antiprism() -> np.ndarray:
+    """Two squares, one above the other and turned by 45 degrees, in the one proportion that is a tight frame."""
+    squares = np.concatenate([_polygon(8)[::2], _polygon(8)[1::2]])
+    return np.concatenate([np.sqrt(2 / 3) * squares, np.repeat([[1.0], [-1.0]], 4, 0) / np.sqrt(3)], 1)
+
+
+SHAPES: dict[str, np.ndarray] = {
+    "single": np.ones((1, 1)),
+    "digon": _simplex(1),
+    "triangle": _simplex(2),
+    "tetrahedron": _simplex(3),
+    "5-cell": _simplex(4),
+    "pentagon": _polygon(5),
+    "hexagon": _polygon(6),
+    "heptagon": _polygon(7),
+    "octagon": _polygon(8),
+    "square antiprism": _antiprism(),
+}
+"""name -> its unit vectors [N, d], a tight frame, so that D_i = d / N: the solutions of "uniform superposition" (TMS,
+"The Geometry of Superposition") and the polygons of "Exploring the Geometry"; none is a product of others."""
+PRODUCTS: dict[tuple[str, ...], str] = {
+    ("digon", "digon"): "square",
+    ("digon", "digon", "digon"): "octahedron",
+    ("digon", "triangle"): "triangular bipyramid",
+    ("digon", "pentagon"): "pentagonal bipyramid",
+}
+"""Names of the factors, in alphabetical order -> the name of their tegum product: its factors are orthogonal."""
+
+
+def _cosines(W: np.ndarray) -> np.ndarray:
+    """W_i . W_j / (||W_i|| ||W_j||) of all pairs i < j, in order of size."""
+    unit = W / np.linalg.norm(W, axis=1, keepdims=True)
+    return np.sort((unit @ unit.T)[np.triu_indices(len(W), 1)])
+
+
+def shape_name(W: Float[ArrayLike, "n m"], threshold: float = 0.1, tolerance: float = 0.15) -> str:
+    """The name of the polytope whose corners are the rows of W, whatever its rotation and scale. Runs on the host.
+
+    Rows that ``gram_graph`` leaves unconnected are factors of a tegum product (TMS, "The Geometry of Superposition"),
+    and each factor is the row of ``SHAPES`` that has as many corners in as many dimensions and the same angles.
+
+    Args:
+      W: represented features alone, row i = feature i: a row of zeros is no corner.
+      threshold: see ``gram_graph``.
+      tolerance: the largest difference of a cosine, among all of a factor in order of size, from that of the shape.
+
+    Returns:
+      A row of ``SHAPES``, of ``PRODUCTS``, the factors joined by " + ", or "N in d" for a factor that is no row.
+
+    Raises:
+      ValueError: a row of zeros.
+
+    >>> shape_name(jnp.array([[2.0, 0.0], [-2.0, 0.1]])), shape_name(jnp.eye(3)[:2])
+    ('digon', 'single + single')
+    """
+    W = np.asarray(W, float)
+    if not np.linalg.norm(W, axis=1).all():
+        raise ValueError("a row of zeros has no direction: give the represented features alone")
+    names = []
+    for factor in gram_graph(W, threshold):
+        rows = W[factor] / np.linalg.norm(W[factor], axis=1, keepdims=True)
+        size = np.linalg.svd(rows, compute_uv=False)
+        d = int((size > 0.25 * size[0]).sum())
+        near = [
+            name for name, ideal in SHAPES.items()
+            if ideal.shape == (len(rows), d) and np.abs(_cosines(rows) - _cosines(ideal)).max(initial=0) <= tolerance
+        ]  # fmt: skip
+        names.append(near[0] if near else f"{len(rows)} in {d}")
+    names.sort()
+    return PRODUCTS.get(tuple(names), " + ".join(names))

@@ -19,25 +19,30 @@ from superpose.train.recipe import Recipe
 from superpose.worlds import expect
 from superpose.worlds.sparse import World, independent
 
-OUTPUTS: dict[str, Callable] = {"linear": lambda x: x, "relu": jax.nn.relu}
-"""name -> the nonlinearity after the decoder. "linear" and "relu" are the two models of TMS, "Basic Results"."""
+ACTIVATIONS: dict[str, Callable] = {"linear": lambda x: x, "relu": jax.nn.relu}
+"""name -> a nonlinearity. After the decoder, "linear" and "relu" are the two models of TMS, "Basic Results"; in the
+hidden layer, "relu" is that of "Superposition in a Privileged Basis"."""
 
 
 class ToyModel(nnx.Module):
-    """x_hat = output(W W^T x + b), with h = W^T x in m dimensions (TMS, "Demonstrating superposition").
+    """x_hat = output(W h + b), with h = hidden(W^T x) in m dimensions (TMS, "Demonstrating superposition").
+
+    With hidden="relu" neurons are a privileged basis; there is no hidden bias, which would let the model make itself
+    linear (TMS, "Superposition in a Privileged Basis").
 
     Features are the first axis; a batch, if there is one, comes after it: with the batch in the contiguous axis the
     matrix products on CPU take half the time.
     """
 
     def __init__(
-        self, n: int, m: int, *, output: str = "relu", bias: bool = True, init_scale: float = 1.0, rngs: nnx.Rngs
-    ):
+        self, n: int, m: int, *, output: str = "relu", hidden: str = "linear", bias: bool = True,
+        init_scale: float = 1.0, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """W by Xavier normal for an n x m matrix, std = sqrt(2 / (n + m)) times init_scale; b = 0.
 
         Args:
             n: features. m: hidden dimensions.
-            output: a row of ``OUTPUTS``.
+            output, hidden: rows of ``ACTIVATIONS``.
             bias: whether b is there to be trained.
             init_scale: below 1, features are learned one after another, which ends in better optima more often (the
                 paper's notebook starts at 0.42 of Xavier for n=20, m=5, by its 3-D tensor).
@@ -47,23 +52,68 @@ class ToyModel(nnx.Module):
         """
         if n < 1 or m < 1:
             raise ValueError(f"a toy model needs at least one feature and one hidden dimension, got n={n}, m={m}")
-        if output not in OUTPUTS:
-            raise ValueError(f"unknown output {output!r}: choose one of {', '.join(OUTPUTS)}")
+        for name, value in (("output", output), ("hidden", hidden)):
+            if value not in ACTIVATIONS:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(ACTIVATIONS)}")
         self.W = nnx.Param(init_scale * nnx.initializers.glorot_normal()(rngs.params(), (n, m)))
         self.b = nnx.Param(jnp.zeros(n)) if bias else None
-        self.output = output
+        self.output, self.hidden = output, hidden
 
     def encode(self, x: Float[Array, "n *batch"]) -> Float[Array, "m *batch"]:
-        return self.W[...].T @ x
+        return ACTIVATIONS[self.hidden](self.W[...].T @ x)
 
     def decode(self, h: Float[Array, "m *batch"]) -> Float[Array, "n *batch"]:
         pre = self.W[...] @ h
         if self.b is not None:
             pre = pre + self.b[...].reshape(-1, *[1] * (h.ndim - 1))
-        return OUTPUTS[self.output](pre)
+        return ACTIVATIONS[self.output](pre)
 
     def __call__(self, x: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
         return self.decode(self.encode(x))
+
+
+class TwoLayers(nnx.Module):
+    """y = relu(W_out h + b), h = relu(W_in x): weights of their own on both sides, no hidden bias.
+
+    The model that computes |x| in superposition (TMS, "Computation in Superposition"). ``W_in`` is [m, n], row j the
+    input weights of neuron j; ``W_out`` is [n, m].
+    """
+
+    def __init__(self, n: int, m: int, *, init_scale: float = 1.0, rngs: nnx.Rngs):
+        """Both weights by Xavier normal times init_scale; b = 0.
+
+        Raises:
+            ValueError: n or m below 1.
+        """
+        if n < 1 or m < 1:
+            raise ValueError(f"a model needs at least one feature and one neuron, got n={n}, m={m}")
+        xavier = nnx.initializers.glorot_normal()
+        self.W_in = nnx.Param(init_scale * xavier(rngs.params(), (m, n)))
+        self.W_out = nnx.Param(init_scale * xavier(rngs.params(), (n, m)))
+        self.b = nnx.Param(jnp.zeros(n))
+
+    def encode(self, x: Float[Array, "n *batch"]) -> Float[Array, "m *batch"]:
+        return jax.nn.relu(self.W_in[...] @ x)
+
+    def __call__(self, x: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
+        return jax.nn.relu(self.W_out[...] @ self.encode(x) + self.b[...].reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def normalised(
+    W_in: Float[ArrayLike, "m n"], W_out: Float[ArrayLike, "n m"]
+) -> tuple[Float[Array, "m n"], Float[Array, "n m"]]:
+    """The same function with the largest input weight of every neuron at size 1; a neuron without any stays 0.
+
+    ReLU neurons may be scaled, W_in's row by a and W_out's column by 1 / a (TMS, "Computation in Superposition").
+
+    >>> [w.tolist() for w in normalised(jnp.array([[2.0, -4.0]]), jnp.array([[1.0], [0.5]]))]
+    [[[0.5, -1.0]], [[4.0], [2.0]]]
+    """
+    size = jnp.abs(jnp.asarray(W_in)).max(1)
+    return (
+        jnp.asarray(W_in) / jnp.where(size > 0, size, 1)[:, None],
+        jnp.asarray(W_out) * jnp.where(size > 0, size, 0),
+    )
 
 
 def weighted_error(
@@ -78,7 +128,11 @@ def weighted_error(
     return jnp.sum(importance[:, None] * w * jnp.square(x - x_hat))  # elementwise: a product I @ (...) is slower
 
 
-def objective(make: Callable[[nnx.Rngs], nnx.Module], init: Callable | None = None) -> Objective:
+def objective(
+    make: Callable[[nnx.Rngs], nnx.Module],
+    init: Callable | None = None,
+    target: Callable | None = None,
+) -> Objective:
     """The paper's objective for any module that maps x [n, B] to x_hat [n, B].
 
     The batch is a ``Batch`` (x [n, B], w [B]); ``hyper["importance"]`` is [n].
@@ -86,6 +140,7 @@ def objective(make: Callable[[nnx.Rngs], nnx.Module], init: Callable | None = No
     Args:
         make: rngs -> module. Its structure is split off once; the loop sees the arrays alone.
         init: (params, key, hyper) -> params, an edit of the module's own initial values.
+        target: x -> what the model is to say of it; None is x itself.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -94,8 +149,9 @@ def objective(make: Callable[[nnx.Rngs], nnx.Module], init: Callable | None = No
         return (params if init is None else init(params, key, hyper)), ()
 
     def loss(params, state, batch, key, step, hyper):
+        wanted = batch.x if target is None else target(batch.x)
         x_hat = nnx.merge(graph, params)(batch.x)
-        return weighted_error(batch.x, x_hat, hyper["importance"], batch.w), (state, {})
+        return weighted_error(wanted, x_hat, hyper["importance"], batch.w), (state, {})
 
     return Objective(init=start, loss=loss)
 
@@ -139,6 +195,7 @@ def population(
     *,
     importance: ArrayLike | None = None,
     output: str = "relu",
+    hidden: str = "linear",
     bias: bool = True,
     init_scale: float = 1.0,
     model: Callable[[nnx.Rngs], nnx.Module] | None = None,
@@ -146,6 +203,7 @@ def population(
     size: int | tuple[int, ...] = 256,
     world: World | None = None,
     init: Callable | None = None,
+    target: Callable | None = None,
     block: int = 16,
 ) -> Population:
     """A population of toy models on a sparse world, ready for ``train.fit.fit``.
@@ -155,11 +213,11 @@ def population(
         hyper: name -> [N, ...]. ``seed`` [N] and ``density`` [N] or [N, n] must be there; ``importance`` [N, n]
             where members differ in it; ``lr`` and ``weight_decay`` [N] replace the recipe's.
         importance: [n] for all members, when hyper has none; None is all ones.
-        output, bias, init_scale: of ToyModel.
+        output, hidden, bias, init_scale: of ToyModel.
         model: rngs -> a module of your own, x [n, B] -> x_hat [n, B], in place of ToyModel.
         expectation, size: a row of ``worlds.expect.EXPECTATIONS`` and its size (batch, or nodes per feature).
         world: of n features; None takes independent features with values U[0, 1].
-        init: see ``objective``.
+        init, target: see ``objective``.
 
     Raises:
         ValueError: a density outside (0, 1], n or m below 1, wrong shapes; each in one sentence.
@@ -179,10 +237,12 @@ def population(
         raise ValueError(f"importance must be finite and at least 0, got {bad:g}")
     if world is not None and world.n != n:
         raise ValueError(f"the model has n={n} features, but the world has {world.n}")
-    make = model or (lambda rngs: ToyModel(n, m, output=output, bias=bias, init_scale=init_scale, rngs=rngs))
+    make = model or (
+        lambda rngs: ToyModel(n, m, output=output, hidden=hidden, bias=bias, init_scale=init_scale, rngs=rngs)
+    )
     sample = expect.expectation(expectation, world or independent(n), size)
     return Population(
-        objective(make, init),
+        objective(make, init, target),
         recipe,
         {**hyper, "density": density, "importance": np.broadcast_to(weights, shape)},
         source=Sampler(lambda key, h: sample(key, h["density"])),

@@ -1,4 +1,4 @@
-"""Sparse worlds: the ``World`` seam and independent sparse features (Elhage et al. 2022, "Experiment Setup").
+"""Sparse worlds: the ``World`` seam, independent features and sets of them (Elhage et al. 2022, "Experiment Setup").
 
 Feature i is active with probability p_i = density_i (the paper's 1 - S; this code stores the density only), and then
 its value is uniform. Samples are FEATURE-MAJOR, x[n, batch]: with the batch in the contiguous axis, W.T @ (W @ x) took
@@ -9,17 +9,17 @@ Every draw is 32 random bits: the upper 31 decide activity and magnitude, the lo
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 MAX_COLUMNS = 2**22
 
-Density = int | float | Float[np.ndarray, ""] | Float[np.ndarray, " n"] | Float[Array, ""] | Float[Array, " n"]
+Density = int | float | Float[np.ndarray, ""] | Float[np.ndarray, " parts"] | Float[Array, ""] | Float[Array, " parts"]
 Grid = tuple[Float[np.ndarray, "n R"], Float[Array, " R"]]
 
 
@@ -27,7 +27,8 @@ Grid = tuple[Float[np.ndarray, "n R"], Float[Array, " R"]]
 class World:
     """A distribution of sparse feature vectors x with ``n`` features; what every world has to provide.
 
-    ``density`` is a scalar or [n], in [0, 1], and may be traced (one per member under vmap). Samples are [n, batch].
+    ``density`` is a scalar or [n] (or one for each set), in [0, 1], and may be traced (one per member under
+    vmap). Samples are [n, batch].
 
     Attributes:
         n: number of features.
@@ -98,7 +99,7 @@ def independent(n: int, low: float = 0.0, high: float = 1.0) -> World:
     def by_pattern(density: Density, nodes: tuple[int, ...]) -> Grid:
         if len(nodes) != n:
             raise ValueError(f"{n} features need nodes for 1 to {n} active ones, but nodes is {nodes}.")
-        rules = [_panel_nodes(k, high, signed) for k in nodes]
+        rules = [panel_nodes(k, high, signed) for k in nodes]
         columns = sum(math.comb(n, k + 1) * len(points) ** (k + 1) for k, (points, _) in enumerate(rules)) + 1
         if columns > MAX_COLUMNS:
             raise ValueError(f"nodes {nodes} make {columns} columns, more than the {MAX_COLUMNS} allowed.")
@@ -117,7 +118,7 @@ def independent(n: int, low: float = 0.0, high: float = 1.0) -> World:
     def enumerate_(density: Density, nodes: int | tuple[int, ...]) -> Grid:
         if isinstance(nodes, tuple):
             return by_pattern(density, nodes)
-        points, weights = _panel_nodes(nodes, high, signed)
+        points, weights = panel_nodes(nodes, high, signed)
         p = _per_feature(density, n)
         levels = len(points) + 1
         if levels**n > MAX_COLUMNS:
@@ -130,6 +131,89 @@ def independent(n: int, low: float = 0.0, high: float = 1.0) -> World:
             marginal = jnp.concatenate([1 - p[i, None], p[i] * jnp.asarray(weights, p.dtype)])
             w = (w[:, None] * marginal).reshape(-1)
         return x, w
+
+    return World(n, sample, silent, sample_active, enumerate_, awake)
+
+
+def sets(sizes: Sequence[int], how: str) -> World:
+    """World of features in sets that are active, or not, as one; values U[0, 1].
+
+    ``density`` (scalar, or one for each set [sets]) is the probability that a set is on. "correlated": then all of its
+    features are, with values of their own. "anticorrelated": then exactly one of them is, each as likely as another
+    (TMS, "The Geometry of Superposition": Correlated and Anticorrelated Features).
+
+    Args:
+        sizes: features of each set, numbered set by set.
+        how: "correlated" or "anticorrelated".
+
+    Raises:
+        ValueError: no set, an empty one, or another word.
+
+    Two pairs, the first of them on:
+
+    >>> x, w = sets((2, 2), "correlated").enumerate(0.5, 1)
+    >>> x[:, w.argsort()[0]].tolist(), w.tolist()
+    ([0.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25])
+    """
+    sizes = tuple(int(size) for size in sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"a world of sets needs at least one set of at least one feature, but sizes is {sizes}.")
+    if how not in ("correlated", "anticorrelated"):
+        raise ValueError(f"sets are correlated or anticorrelated, but how is {how!r}.")
+    k, n = len(sizes), sum(sizes)
+    owner = np.repeat(np.arange(k), sizes)
+    place = np.concatenate([np.arange(size) for size in sizes])
+
+    def fill(key: Key[Array, ""], on: Bool[Array, "sets batch"]) -> Float[Array, "n batch"]:
+        """Values of the features of the sets that are on."""
+        value_key, member_key = jax.random.split(key)
+        chosen = jnp.asarray(on)[owner]
+        if how == "anticorrelated":
+            u = jax.random.uniform(member_key, on.shape)
+            one = jnp.minimum((u * jnp.asarray(sizes)[:, None]).astype(int), jnp.asarray(sizes)[:, None] - 1)
+            chosen &= one[owner] == place[:, None]
+        return jnp.where(chosen, _uniform(jax.random.bits(value_key, chosen.shape), jnp.result_type(float)), 0)
+
+    def sample(key: Key[Array, ""], density: Density, batch: int) -> Float[Array, "n batch"]:
+        gate_key, fill_key = jax.random.split(key)
+        p = _per_feature(density, k)[:, None]
+        return fill(fill_key, _uniform(jax.random.bits(gate_key, (k, batch)), p.dtype) <= p)
+
+    def sample_active(key: Key[Array, ""], density: Density, batch: int) -> Float[Array, "n batch"]:
+        first_key, gate_key, fill_key = jax.random.split(key, 3)
+        p = _per_feature(density, k)[:, None]
+        first, i = _first_active(first_key, p[:, 0], batch), jnp.arange(k)[:, None]
+        on = _uniform(jax.random.bits(gate_key, (k, batch)), p.dtype) <= p
+        return fill(fill_key, (i == first) | ((i > first) & on))
+
+    def silent(density: Density) -> Float[Array, ""]:
+        return jnp.exp(jnp.sum(jnp.log1p(-_per_feature(density, k))))
+
+    def awake(density: Density) -> Float[Array, ""]:
+        return -jnp.expm1(jnp.sum(jnp.log1p(-_per_feature(density, k))))
+
+    def enumerate_(density: Density, nodes: int | tuple[int, ...]) -> Grid:
+        if isinstance(nodes, tuple):
+            raise ValueError(f"a world of sets takes one number of nodes for each feature, but nodes is {nodes}.")
+        points, weights = panel_nodes(nodes, 1.0, False)
+        p = _per_feature(density, k)
+        columns = math.prod(1 + (nodes**size if how == "correlated" else nodes * size) for size in sizes)
+        if columns > MAX_COLUMNS:
+            raise ValueError(
+                f"sets of {sizes} features with {nodes} nodes each are {columns} columns, more than the {MAX_COLUMNS} "
+                "allowed."
+            )
+        x, w = np.zeros((0, 1)), jnp.ones(1, p.dtype)
+        for i, size in enumerate(sizes):
+            if how == "correlated":
+                values, shares = _grid(points, size), _grid(weights, size).prod(0)
+            else:
+                values, shares = np.kron(np.eye(size), points), np.tile(weights / size, size)
+            values, shares = np.concatenate([np.zeros((size, 1)), values], 1), jnp.asarray(shares, p.dtype)
+            before, here = x.shape[1], values.shape[1]
+            x = np.concatenate([np.repeat(x, here, 1), np.tile(values, before)])
+            w = (w[:, None] * jnp.concatenate([1 - p[i, None], p[i] * shares])).reshape(-1)
+        return x.astype(p.dtype), w
 
     return World(n, sample, silent, sample_active, enumerate_, awake)
 
@@ -173,7 +257,7 @@ def _first_active(key: Key[Array, ""], p: Float[Array, " n"], batch: int) -> Int
     return jnp.sum(cdf[:, None] <= v, axis=0)
 
 
-def _panel_nodes(nodes: int, high: float, signed: bool) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+def panel_nodes(nodes: int, high: float, signed: bool) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """Gauss-Legendre points and weights (summing to 1) on [0, high], or on both halves of [-high, high]."""
     if nodes < 1:
         raise ValueError(f"quadrature needs at least one node per feature, but nodes is {nodes}.")
