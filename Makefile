@@ -69,6 +69,15 @@ reproduce: $(READY) ## train and draw every figure into figures/, then print the
 	$(PY) -m experiments.run --config=configs/toy/sweep.py
 	$(PY) -m experiments.ledger
 
+reproduce-toy: $(READY) ## the same for more figures of the toy models (about 20 minutes on 2 cores)
+	$(PY) -m experiments.run --config=configs/toy/geometry.py
+	$(PY) -m experiments.run --config=configs/toy/perturbed_pentagon.py
+	$(PY) -m experiments.run --config=configs/toy/correlated.py
+	$(PY) -m experiments.run --config=configs/toy/privileged_basis.py
+	$(PY) -m experiments.run --config=configs/toy/absolute_value.py
+	$(PY) -m experiments.run --config=configs/toy/loss_expansion.py
+	$(PY) -m experiments.ledger
+
 reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
 	$(PY) -m experiments.run --config=configs/sae/toy_to_sae.py
 	$(PY) -m experiments.run --config=configs/sae/absorption.py

@@ -23,9 +23,8 @@ class ResultError(RuntimeError):
 def code_fingerprint(experiment: str) -> str:
     """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the library and its wing."""
     wing = (ROOT / "experiments" / experiment.replace(".", "/")).parent
-    shared = [
-        ROOT / "experiments" / name for name in ("check.py", "kinds.py", "language.py", "latents.py", "reading.py")
-    ]
+    names = ("check.py", "kinds.py", "language.py", "latents.py", "reading.py", "toys.py")
+    shared = [ROOT / "experiments" / name for name in names]
     other = [] if wing.name == "toy" else sorted((ROOT / "experiments" / "toy").glob("*.py"))
     h = hashlib.sha256()
     for path in [*sorted((ROOT / "superpose").rglob("*.py")), *shared, *sorted(wing.glob("*.py")), *other]:

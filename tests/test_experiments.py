@@ -34,6 +34,25 @@ TINY = {
     "phase_diagram": {"steps": 2, "log_every": 1, "cells": 4, "models": 2, "nodes": 2, "eval_nodes": 2, "block": 8},
     "sweep": {"steps": 2, "log_every": 1, "eval_batch": 64, "eval_batches": 1},
 }
+TINY |= {
+    "absolute_value": {
+        "n": 6, "m": 4, "densities": (1.0, 0.1), "seeds": 1, "small": {"seeds": 1}, "steps": 2, "log_every": 1,
+        "batch": 16, "eval_batch": 64, "eval_batches": 1,
+    },
+    "correlated": {
+        "steps": 2, "log_every": 1, "seeds": 2, "shown": 2, "nodes": 1,
+        "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16},
+    },
+    "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
+    "loss_expansion": {"steps": 2, "log_every": 1, "nodes": (4, 3, 2, 2, 2), "train_nodes": (2, 2, 2, 2, 2)},
+    "perturbed_pentagon": {
+        "steps": 2, "log_every": 1, "seeds": 1, "batch": 16, "nodes": (2, 2, 2, 2, 2), "bases": (0.1,),
+    },
+    "privileged_basis": {
+        "steps": 2, "log_every": 1, "seeds": 2, "linear_seeds": 2, "batch": 16, "block": 4, "eval_batch": 64,
+        "eval_batches": 1,
+    },
+}  # fmt: skip
 SAE = {"steps": 2, "log_every": 1, "seeds": 1, "batch": 16, "eval_batch": 64, "eval_batches": 1}
 TINY |= {
     "absorption": SAE,
@@ -179,7 +198,9 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
-      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep")),
+      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion")),
+    *(pytest.param(f"toy.{name}", marks=pytest.mark.ci)
+      for name in ("absolute_value", "correlated", "geometry", "privileged_basis")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
       for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
     pytest.param("lm.small", marks=pytest.mark.ci),

@@ -1,0 +1,186 @@
+"""Sets of features that are active together, or never together: right angles, opposite directions, collapse.
+
+TMS, "Correlated and Anticorrelated Features".
+"""
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check, toys
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.toy import geometry
+from superpose.toy.models import grid, population
+from superpose.worlds.sparse import sets
+
+SECTION = "TMS, Correlated and Anticorrelated Features"
+PANELS = {
+    "2 correlated pairs": ((2, 2), "correlated"),
+    "2 anticorrelated pairs": ((2, 2), "anticorrelated"),
+    "3 correlated pairs": ((2, 2, 2), "correlated"),
+}
+BASES = ("correlated", "anticorrelated")
+COLLAPSED = (
+    "the ranges of the paper's text: all three above 0.5, two in 0.15-0.2, one in 0.05-0.15, none below; what "
+    "stands at 0.25-0.5 is lost there, three is a guess"
+)
+SAME = 0.99
+"""Cosine above which two partners count as one direction."""
+
+
+def run(config, key, workdir):
+    """Weights of every seed of the panels [seeds], of the collapse [densities, seeds], and of the larger models."""
+    check.whole(config, "seeds", "shown", "nodes")
+    check.whole(config.bases, "sizes", "m", "seeds", "batch")
+    if len(config.collapse) != len(config.expected_collapsed):
+        raise ValueError(f"expected_collapsed must hold a number for each density of collapse, got {config.collapse}")
+    recipe, seeds = check.recipe(config), config.seeds
+    keys = jax.random.split(key, len(PANELS) + 1 + len(BASES))
+    out = {"collapse": np.asarray(config.collapse, np.float32)}
+
+    def small(title, sizes, how, densities, key):
+        densities = np.asarray(densities, np.float32)
+        world, hyper = sets(sizes, how), grid(density=densities, seed=range(seeds))
+        make = lambda nodes: population(  # noqa: E731
+            world.n, 2, hyper, recipe, expectation="quadrature", size=nodes, world=world, block=4
+        )
+        return toys.trained(make(config.nodes), make(config.nodes + 2), config, key, workdir / title.replace(" ", "_"),
+                            seeds=seeds, of=("density", densities), title=title)  # fmt: skip
+
+    for k, (name, (sizes, how)) in zip(keys, PANELS.items(), strict=False):
+        got = small(name, sizes, how, [config.density], k)
+        out |= {f"{name}/W": got.params["W"][0], f"{name}/loss": got.loss[0]}
+    got = small("collapse", *PANELS["3 correlated pairs"], config.collapse, keys[len(PANELS)])
+    out |= {"collapse/W": got.params["W"], "collapse/loss": got.loss}
+    for k, how in zip(keys[len(PANELS) + 1 :], BASES, strict=True):
+        c, world = config.bases, sets(config.bases.sizes, how)
+        hyper = grid(density=np.asarray([c.density], np.float32), seed=range(c.seeds))
+        pop, judge = (
+            population(world.n, c.m, hyper, recipe, expectation="conditional", size=size, world=world)
+            for size in (c.batch, 8192)
+        )
+        got = toys.trained(pop, judge, config, k, workdir / f"bases_{how}", seeds=c.seeds,
+                           of=("density", [c.density]), title=f"two {how} sets")  # fmt: skip
+        out |= {f"bases/{how}/W": got.chosen("W")[0], f"bases/{how}/b": got.chosen("b")[0]}
+    return out
+
+
+def _partners(W):
+    """Cosines [..., pairs] of features 2i and 2i + 1."""
+    unit = W / np.maximum(np.linalg.norm(W, axis=-1, keepdims=True), 1e-9)
+    return (unit[..., ::2, :] * unit[..., 1::2, :]).sum(-1)
+
+
+def _collapsed(W):
+    return (_partners(W) > SAME).sum(-1)
+
+
+def draw(results, config):
+    """The three panels with several models each; the collapse over density; and W_i . W_j of the larger models."""
+    shown, columns = config.shown, len(config.collapse)
+    figure = plt.figure(figsize=(14, 9.6), dpi=105)
+    head, top, middle, bottom = figure.subfigures(4, 1, squeeze=False, height_ratios=[0.1, 0.75, 1, 1.55])[:, 0]
+    head.suptitle(
+        "Features that are active together stand at right angles, features that exclude each other opposite",
+        fontsize=13, y=0.7,
+    )  # fmt: skip
+    for part, (name, (sizes, _)) in zip(top.subfigures(1, len(PANELS)), PANELS.items(), strict=True):
+        order = np.argsort(results[f"{name}/loss"])[:shown]
+        part.suptitle(f"{name}, $1-S$ = {config.density:g}: {shown} best of {config.seeds}", fontsize=10)
+        for ax, i in zip(part.subplots(1, shown), order, strict=False):
+            plot.paired_rays(ax, _upright(results[f"{name}/W"][i]), np.repeat(np.arange(len(sizes)), sizes))
+            ax.set_title(f"loss {results[f'{name}/loss'][i]:.4f}", fontsize=8)
+        part.subplots_adjust(left=0.05, right=0.98, top=0.8, bottom=0.1, wspace=0.3)
+    middle.suptitle(
+        "3 correlated pairs in 2 dimensions: the best model by density; partners that share a direction are their "
+        "first principal component", fontsize=10,
+    )  # fmt: skip
+    best = results["collapse/loss"].argmin(1)
+    for i, ax in enumerate(np.atleast_1d(middle.subplots(1, columns))):
+        W = results["collapse/W"][i, best[i]]
+        plot.paired_rays(ax, _upright(W), np.repeat(np.arange(3), 2))
+        ax.set_title(f"$1-S$ = {results['collapse'][i]:g}: {_collapsed(W)} collapsed", fontsize=9)
+    middle.subplots_adjust(left=0.02, right=0.98, top=0.8, bottom=0.08)
+    axes = bottom.subplots(1, len(BASES) + 1, width_ratios=[1] * len(BASES) + [0.03])
+    for ax, how in zip(axes, BASES, strict=False):
+        W, b = results[f"bases/{how}/W"], results[f"bases/{how}/b"]
+        plot.gram_matrix(ax, W @ W.T, b)
+        ends = np.cumsum(config.bases.sizes)[:-1]
+        plot.blocks(ax, ends, len(W))
+        ax.set_title(f"two {how} sets of {' and '.join(map(str, config.bases.sizes))}, {config.bases.m} dimensions, "
+                     f"$1-S$ = {config.bases.density:g}: $W_i\\cdot W_j$, $b$", fontsize=9)  # fmt: skip
+    plot.colour_key(bottom, axes[-1], plot.GRAM, -1.0, 1.0, r"$W_i\cdot W_j$, $b_i$")
+    bottom.subplots_adjust(left=0.05, right=0.94, top=0.92, bottom=0.03, wspace=0.05)
+    return {"": figure}
+
+
+def _upright(W):
+    """Turned and mirrored, which no loss sees: feature 1 up, feature 3 to the right."""
+    turn = np.pi / 2 - np.arctan2(W[0, 1], W[0, 0])
+    c, s = np.cos(turn), np.sin(turn)
+    W = W @ np.array([[c, s], [-s, c]])
+    return W * np.array([np.sign(W[2, 0]) or 1.0, 1.0])
+
+
+def claims(results, config):
+    """Angles of partners in the best models, blocks of the larger ones, collapsed pairs by density."""
+    out = []
+    for (name, (sizes, _)), (cosine, tolerance) in zip(
+        PANELS.items(), ((0.0, 0.05), (-1.0, 0.05), (0.5, 0.1)), strict=True
+    ):
+        loss, W = results[f"{name}/loss"], results[f"{name}/W"]
+        good = loss <= 1.02 * loss.min()
+        out += [
+            Claim(f"{name}: cosines of partners in the best model", SECTION, [cosine] * len(sizes),
+                  _partners(W[loss.argmin()]), tolerance),
+            Claim(f"{name}: of the models within 2 % of the best loss, share with such partners", SECTION, 0.8,
+                  float((np.abs(_partners(W[good]) - cosine) <= tolerance).all(-1).mean()), 0.0, ">="),
+            Claim(f"{name}: features represented", SECTION, len(W[0]),
+                  int(np.asarray(geometry.represented(jnp.asarray(W[loss.argmin()]))).sum())),
+        ]  # fmt: skip
+    pairs = results["2 correlated pairs/W"][results["2 correlated pairs/loss"].argmin()]
+    own = sum(i // 2 == j // 2 for i, j in geometry.antipodal_pairs(pairs))
+    out.append(Claim("2 correlated pairs: antipodes (W_i . W_j < -0.5) that are of one pair", SECTION, 0, own))
+    hexagon = results["3 correlated pairs/W"][results["3 correlated pairs/loss"].argmin()]
+    angles = np.sort(np.degrees(np.arctan2(hexagon[:, 1], hexagon[:, 0])))
+    gaps = np.diff(np.concatenate([angles, angles[:1] + 360]))
+    out.append(
+        Claim("3 correlated pairs: a hexagon, gaps between neighbours (degrees)", SECTION, [60.0] * 6, gaps, 6.0)
+    )
+    for how in BASES:
+        W = results[f"bases/{how}/W"]
+        unit = W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-9)
+        owner = np.repeat(np.arange(len(config.bases.sizes)), config.bases.sizes)
+        cosines, one = unit @ unit.T, owner[:, None] == owner[None]
+        off = ~np.eye(len(W), dtype=bool)
+        within, across = np.abs(cosines[one & off]).mean(), np.abs(cosines[~one]).mean()
+        if how == "correlated":
+            out += [
+                Claim("two correlated sets: mean |cos| within a set over that across sets", SECTION, 0.5,
+                      float(within / across), 0.0, "<="),
+                Claim("two correlated sets: the most negative W_i . W_j within a set", SECTION, -0.1,
+                      float((W @ W.T)[one & off].min()), 0.0, ">="),
+                Claim("two correlated sets: the most negative W_i . W_j across sets", SECTION, -0.5,
+                      float((W @ W.T)[~one].min()), 0.0, "<="),
+            ]  # fmt: skip
+        else:
+            share = _share(geometry.antipodal_pairs(W), owner)
+            out.append(Claim("two anticorrelated sets: antipodes that are of one set (share)", SECTION, 1.0, share, 0.1,
+                             ">="))  # fmt: skip
+    best = results["collapse/loss"].argmin(1)
+    rows = np.arange(len(best))
+    counts = _collapsed(results["collapse/W"][rows, best])
+    rise = int(np.diff(counts).max())
+    out.append(
+        Claim("collapsed pairs: never more where features are sparser (largest rise)", SECTION, 0, rise, 0, "<=")
+    )
+    out.append(Claim("collapsed pairs (cosine of partners > 0.99) of the best model at 1-S = "
+                     + ", ".join(f"{p:g}" for p in results["collapse"]), SECTION, list(config.expected_collapsed),
+                     counts, note=COLLAPSED))  # fmt: skip
+    return out
+
+
+def _share(pairs, owner):
+    return float(np.mean([owner[i] == owner[j] for i, j in pairs])) if pairs else float("nan")

@@ -1,0 +1,94 @@
+"""Toy models with a hidden nonlinearity or with weights on both sides, and what the experiments look for in them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.toy.absolute_value import motif
+from experiments.toy.perturbed_pentagon import crossing
+from experiments.toy.privileged_basis import monosemantic
+from superpose.toy.models import ACTIVATIONS, ToyModel, TwoLayers, normalised, objective
+from superpose.worlds import prng
+from superpose.worlds.expect import Batch
+
+X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 7)), jnp.float32)
+
+
+@pytest.mark.parametrize("hidden", ACTIVATIONS)
+def test_the_hidden_layer_has_its_nonlinearity_and_no_bias(hidden):
+    model = ToyModel(4, 3, hidden=hidden, rngs=nnx.Rngs(0))
+    W = np.asarray(model.W[...])
+    h = W.T @ X if hidden == "linear" else np.maximum(W.T @ X, 0)
+    np.testing.assert_allclose(model.encode(X), h, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(X), np.maximum(W @ h, 0), rtol=1e-5, atol=1e-6)
+    assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(model))} == {"W", "b"}
+
+
+def test_two_layers_have_weights_of_their_own():
+    model = TwoLayers(4, 3, rngs=nnx.Rngs(1))
+    W_in, W_out = np.asarray(model.W_in[...]), np.asarray(model.W_out[...])
+    assert W_in.shape == (3, 4)
+    assert W_out.shape == (4, 3)
+    np.testing.assert_allclose(model(X), np.maximum(W_out @ np.maximum(W_in @ X, 0), 0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one feature and one neuron, got n=4, m=0"):
+        TwoLayers(4, 0, rngs=nnx.Rngs(1))
+
+
+def test_scaling_neurons_changes_nothing_but_their_weights():
+    model = TwoLayers(4, 3, rngs=nnx.Rngs(2))
+    W_in, W_out = normalised(model.W_in[...], model.W_out[...])
+    np.testing.assert_allclose(np.abs(W_in).max(1), 1, rtol=1e-6)
+    other = W_out @ jnp.maximum(W_in @ X, 0)
+    np.testing.assert_allclose(jnp.maximum(other, 0), model(X), rtol=1e-5, atol=1e-6)
+    W_in, W_out = normalised(jnp.zeros((1, 2)), jnp.ones((2, 1)))
+    assert not np.asarray(W_in).any()
+    assert not np.asarray(W_out).any()
+
+
+def test_a_target_is_what_the_model_is_judged_by():
+    """Two neurons a feature compute |x| without error; the same weights are wrong where x itself is asked for."""
+    exact = {"W_in": jnp.array([[1.0], [-1.0]]), "W_out": jnp.array([[1.0, 1.0]]), "b": jnp.zeros(1)}
+    batch, hyper = Batch(jnp.array([[-0.5, 0.25]]), jnp.array([0.5, 0.5])), {"importance": jnp.ones(1)}
+    make = lambda rngs: TwoLayers(1, 2, rngs=rngs)  # noqa: E731
+    for target, loss in ((jnp.abs, 0.0), (None, 0.5)):
+        got, _ = objective(make, target=target).loss(exact, (), batch, prng.key(0), 0, hyper)
+        np.testing.assert_allclose(got, loss, atol=1e-7)
+
+
+def planted(inhibit=-4.0):
+    """The motif as the paper draws it: a = 0 and b = 1 on neuron 0; a drives neuron 1, which inhibits b."""
+    W_in, W_out = np.zeros((4, 3)), np.zeros((3, 4))
+    W_in[0, [0, 1]], W_out[[0, 1], 0] = (2, -0.5), (0.5, 2)
+    W_in[1, 0], W_out[1, 1] = 1, inhibit
+    W_in[2, 2], W_out[2, 2] = 1, 1
+    return W_in, W_out
+
+
+def test_the_asymmetric_motif_is_found_where_it_is_planted_and_nowhere_else():
+    found = motif(*planted())
+    assert found[:4] == (0, 1, 0, 1)
+    assert found[4] == pytest.approx(4.0)
+    assert found[5] == pytest.approx(1.0)
+    assert motif(*planted(inhibit=-1.0)) is None
+    assert motif(*planted(inhibit=4.0)) is None
+    W_in, W_out = planted()
+    W_in[1, 0] = -1  # driven by the other sign of a
+    assert motif(W_in, W_out) is None
+    W_in, W_out = planted()
+    W_in[0, 1], W_out[1, 0] = -2, 0.5  # two features of one size
+    assert motif(W_in, W_out) is None
+    rng = np.random.default_rng(0)
+    assert motif(rng.normal(size=(6, 3)), rng.normal(size=(3, 6)) * 0.1) is None
+
+
+def test_monosemantic_neurons_have_one_feature():
+    W = np.array([[1.0, 0.8, 0.0, 0.05], [0.05, -0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert monosemantic(W, 0.1).tolist() == [True, False, False, False]
+
+
+def test_losses_cross_where_their_logarithms_do():
+    x = np.array([0.1, 0.2, 0.4])
+    np.testing.assert_allclose(crossing(x, np.full(3, 0.3), x), 0.3, rtol=1e-12)
+    assert np.isnan(crossing(x, np.ones(3), x))
+    np.testing.assert_allclose(crossing(x, np.array([np.nan, 0.3, 0.3]), x), 0.3, rtol=1e-12)
