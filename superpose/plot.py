@@ -296,7 +296,7 @@ def shape_graph(
         ax.scatter(place[:, 0], place[:, 1], s=7, color=[colours[i] for i in part], lw=0, zorder=2)
         left += 2 * radius + 0.9
     ax.set_aspect("equal", anchor="N")
-    ax.set(xlim=(-0.5, across + 0.5), ylim=(min(-across, top - deep) - 0.5, 0.8))
+    ax.set(xlim=(-0.5, across + 0.5), ylim=(min(-0.6 * across, top - deep) - 0.5, 0.8))
     ax.axis("off")
 
 

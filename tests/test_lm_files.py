@@ -195,6 +195,8 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         ({}, put(Q, np.zeros((16, 12), np.float32)), r"q_proj\.weight has shape \(16, 12\)"),
         ({}, put("model.norm.weight", np.zeros(15, np.float32)), r"norm\.weight has shape \(15,\)"),
         ({}, put(Q, np.full((16, 16), np.nan, np.float32)), "NaN or infinite"),
+        ({"model_type": ["llama"]}, None, r"the architecture \['llama'\] of .* is unknown"),
+        ({"head_dim": float("inf")}, None, "holds a setting of the wrong kind"),
         ({"model_type": "mamba"}, None, "the architecture 'mamba' of .* is unknown: known are gpt2"),
         ({"hidden_act": "mish"}, None, "activation 'mish' is not known"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None, "rope scaling 'yarn' is not known"),

@@ -1,5 +1,6 @@
 """Dashboards and steering as commands, on small models made here; the helpers of the four questions by hand."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -225,6 +226,29 @@ def test_steering_as_a_command(folder, saes, tmp_path):  # noqa: F811
     scaled, _ = run("steer", tmp_path, **settings(folder, saes, features=(1,), rule="scale", strengths=(0.0, 1.0, 3.0)))
     assert scaled["feature_kl"][1] == pytest.approx(0, abs=1e-6)  # times 1
     assert scaled["feature_kl"][2] > 0
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("site", ["z.0", "mlp_post.1", "resid_post.0"])
+def test_sites_that_write_through_a_norm_are_steered_as_well(folder, tmp_path, site):  # noqa: F811
+    """As Gemma 2's attention and MLP do; what is wanted is then what a small push raises, elsewhere the votes."""
+    model, tokenizer = language.read(str(folder / "model"))
+    made = Transformer(dataclasses.replace(model.config, post_norms=True), nnx.Rngs(1))
+    (tmp_path / "m").mkdir()
+    checkpoints.save(tmp_path / "m" / "model", made)
+    (tmp_path / "m" / "model" / "tokenizer.json").write_text(tokenizer.backend.to_str())
+    sae = export(tmp_path / "m" / "sae", d=32 if site == "mlp_post.1" else 16, site=site)
+    of = settings(folder, tmp_path / "m", features=(3,), prompts=("a",), sae=str(tmp_path / "m" / "sae"),
+                  model=str(tmp_path / "m" / "model"))  # fmt: skip
+    arrays, _ = run("steer", tmp_path, **of)
+    assert np.isfinite(arrays["feature_kl"]).all()
+    assert (arrays["votes"] > 0).all()
+    assert (np.diff(arrays["votes"]) <= 0).all()
+    tokens = np.arange(12).reshape(1, 12) + 5
+    pushed = steer.steering(made.config, sae, site, [steer.Change(3, "add", 0.1 * float(arrays["units"][0]))])
+    observed = np.asarray(made(tokens, edits=pushed.edits()).logits - made(tokens).logits).mean((0, 1))
+    wanted = arrays["wanted_ids"]
+    assert observed[wanted].mean() > observed.mean() + observed.std()
 
 
 @pytest.mark.parametrize(("where", "same"), [("generated", True), ("prompt", False), ("all", False)])

@@ -322,6 +322,27 @@ def test_a_flipped_byte_of_what_rows_are_of_is_found(tmp_path):
     np.testing.assert_array_equal(np.concatenate(kept), np.delete(x, slice(137 + 16, 137 + 32), 0))
 
 
+@pytest.mark.parametrize("rows", [128, 112, 0, -1, 1e9, "many"])
+def test_a_shard_that_says_other_rows_than_its_checksums_are_of_is_refused(tmp_path, rows):
+    """137 rows in blocks of 16: 128 and 112 are whole blocks, whose rows alone would read well."""
+    filled(tmp_path / "s")
+    about = json.loads((tmp_path / "s" / "000003.json").read_text())
+    (tmp_path / "s" / "000003.json").write_text(json.dumps({**about, "rows": rows}))
+    with pytest.raises(StoreError, match=r"shard 3 of .* is damaged: delete 000003.json"):
+        Store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sites": ["x"]}, {"sites": "x"}, {"sites": {"x": 1.5}}, {"block": 1.5}, {"block": 0}]
+)
+def test_manifests_of_other_kinds_are_refused(tmp_path, wrong):
+    filled(tmp_path / "s")
+    place = tmp_path / "s" / "manifest.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **wrong}))
+    with pytest.raises(StoreError, match="store"):
+        Store(tmp_path / "s")
+
+
 def test_stores_of_something_else_are_refused(tmp_path):
     filled(tmp_path / "s")
     with pytest.raises(StoreError, match=r"something else \(corpus differ\)"):

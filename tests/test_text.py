@@ -187,6 +187,8 @@ def test_data_sets_stream(monkeypatch):
     class Fake:
         @staticmethod
         def load_dataset(name, *args, streaming, split):
+            if name == "no/where":
+                raise ConnectionError("no network")
             assert (name, args, streaming, split) == ("a/b", ("en",), True, "train")
             return Rows([{"text": f"document {i}"} for i in range(5)])
 
@@ -195,6 +197,8 @@ def test_data_sets_stream(monkeypatch):
     assert [d.text for d in found.read()] == ["document 0", "document 1", "document 2"]
     with pytest.raises(TextError, match="no column 'body' of text: it has text"):
         list(text.from_datasets("a/b", "en", column="body", documents=1).read())
+    with pytest.raises(TextError, match=r"no/where can.t be read .*no network"):
+        list(text.from_datasets("no/where", documents=1).read())
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TextError, match="pip install datasets"):
         text.from_datasets("a/b", documents=1)

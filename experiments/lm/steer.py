@@ -67,7 +67,10 @@ def run(config, key, workdir):
             "push that a model could take: give smaller strengths"
         )
     direction = jnp.asarray(units, jnp.float32) @ steered.directions  # what is pushed, where latents differ in size
-    votes = np.asarray(steer.logit_weights(model, site, direction[None])[0])
+    try:
+        votes = np.asarray(steer.logit_weights(model, site, direction[None])[0])
+    except ValueError:  # what stands at this site is not written linearly
+        votes = _pushed(config, model, sae, site, reads, units, contexts, special)
     wanted = np.argsort(-votes, kind="stable")[: config.wanted]
     rows = {"feature": steered} | steer.controls(steered, jax.random.fold_in(key, 1), np.flatnonzero(largest > 0))
     found = {}
@@ -105,6 +108,20 @@ def run(config, key, workdir):
             out[f"{name}_{field}_wanted"] = stack(f"{field}_wanted").sum(1) / tokens
             out[f"{name}_{field}"] = np.stack(steer.agreement(stack(field).sum(1), stack("moved").sum(1)), -1)
     return out | _written(config, key, model, tokenizer, steered, strengths, units, counted, prompts)
+
+
+@jax.jit
+def _change(model, pushed, tokens):
+    return (model(tokens, edits=pushed.edits()).logits - model(tokens).logits).mean((0, 1))
+
+
+def _pushed(config, model, sae, site, reads, units, contexts, special):
+    """[vocab], by how much logits rise on average for a push of a tenth of the largest activations: the votes of a site
+    that writes through a norm or a product. Padding counts as text does."""
+    changes = [Change(int(j), "add", 0.1 * float(u)) for j, u in zip(config.features, units, strict=True)]
+    pushed = steer.steering(model.config, sae, site, changes, reads=reads, special=special)
+    parts = [contexts.tokens[i : i + config.passes] for i in range(0, len(contexts.tokens), config.passes)]
+    return np.mean([np.asarray(_change(model, pushed, part)) for part in parts if len(part) == len(parts[0])], 0)
 
 
 def _spread(values, tokens):

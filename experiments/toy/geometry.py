@@ -70,9 +70,11 @@ def draw(results, config):
     """The sticky line above, the scatter of dimensionalities with its lines below, and graphs of a few models."""
     x = 1 / results["densities"]
     figure = plt.figure(figsize=(13.5, 12.4), dpi=105)
-    spec = figure.add_gridspec(3, len(config.graphs), height_ratios=[1, 2.4, 1.3], left=0.06, right=0.94, top=0.93,
-                               bottom=0.03, hspace=0.24, wspace=0.06)  # fmt: skip
-    top, main = figure.add_subplot(spec[0, :]), figure.add_subplot(spec[1, :])
+    lines = figure.add_gridspec(
+        2, 1, height_ratios=[1, 2.4], left=0.06, right=0.94, top=0.925, bottom=0.285, hspace=0.17
+    )
+    graphs = figure.add_gridspec(1, len(config.graphs), left=0.06, right=0.94, top=0.19, bottom=0.01, wspace=0.06)
+    top, main = (figure.add_subplot(spec) for spec in lines)
     top.plot(x, results["per_feature"], color="k", lw=1.4)
     for y, says in ((1.0, "1: as many features as dimensions"), (0.5, "1/2: two features a dimension")):
         top.axhline(y, color="0.6", lw=0.8, ls=":")
@@ -89,7 +91,7 @@ def draw(results, config):
         plot.plain_ticks(ax.xaxis, [v for v in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20) if v <= x[-1] * 1.01])
     plot.plain((top, main))
     for k, i in enumerate(results["drawn"]):
-        ax = figure.add_subplot(spec[2, k])
+        ax = figure.add_subplot(graphs[k])
         W, parts, names = _graph(results["W"][k].astype(np.float32), config)
         D = np.asarray(geometry.dimensionality(jnp.asarray(results["W"][k], jnp.float32)))
         D = D[np.linalg.norm(results["W"][k].astype(np.float32), axis=1) > 0.5]

@@ -183,7 +183,8 @@ class Manifest:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise StoreError(f"unknown dtype {self.dtype!r} of a store: choose one of {', '.join(DTYPES)}")
-        if not self.sites or self.block < 1 or any(w < 1 for w in self.sites.values()) or ABOUT in self.sites:
+        sizes = [self.block, *self.sites.values()]
+        if not self.sites or any(not isinstance(n, int) or n < 1 for n in sizes) or ABOUT in self.sites:
             raise StoreError("a store needs at least one site of width 1 or more, and blocks of at least 1 row")
 
     def as_json(self) -> dict[str, Any]:
@@ -230,7 +231,7 @@ class Writer:
             raise StoreError(f"{path} holds files that are no store: choose another folder")
         else:  # each of several hosts writes the same bytes
             self._place.write("manifest.json", json.dumps(said, indent=1).encode())
-        self.done = {number: about["contexts"] for number, about in _shards(self._place, path).items()}
+        self.done = {number: about["contexts"] for number, about in _shards(self._place, path, manifest).items()}
 
     def write(self, number: int, rows: Rows, contexts: int = 0, dropped: int = 0) -> None:
         """Writes a shard, made of so many contexts, of which so many tokens were left out; rows may be none.
@@ -264,15 +265,18 @@ class Writer:
         self._place.write(END, json.dumps({"contexts": contexts}).encode())
 
 
-def _shards(place: Any, path: Any) -> dict[int, dict[str, Any]]:
-    """What the json of every shard says, in order."""
+def _shards(place: Any, path: Any, manifest: Manifest) -> dict[int, dict[str, Any]]:
+    """What the json of every shard says, in order; its rows have as many checksums as they have blocks."""
     out = {}
     for number in sorted(int(n[:6]) for n in place.names() if n[:6].isdigit() and n.endswith(".json")):
         try:
             about = json.loads(place.read_all(f"{_shard(number)}.json"))
-            counts = {"rows": int(about["rows"]), "contexts": int(about["contexts"])}
-            out[number] = {**counts, "dropped": int(about.get("dropped", 0)), "sums": dict(about["sums"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            counts = {name: int(about[name]) for name in ("rows", "contexts", "dropped")}
+            sums = {name: list(about["sums"][name]) for name in (*manifest.sites, ABOUT)}
+            if min(counts.values()) < 0 or {len(s) for s in sums.values()} != {-(-counts["rows"] // manifest.block)}:
+                raise ValueError("other rows than there are checksums for")
+            out[number] = {**counts, "sums": sums}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"shard {number} of {path} is damaged: delete {_shard(number)}.json") from error
     return out
 
@@ -287,7 +291,7 @@ def _manifest(place: Any, path: Any) -> dict[str, Any]:
         raise StoreError(
             f"{path} is no store of activations: harvest into it first (no manifest.json there)"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is no store of activations, or its manifest.json is damaged: harvest again"
         ) from error
@@ -328,7 +332,7 @@ class Store:
         for name, value in (expect or {}).items():
             if said["facts"].get(name) != value:
                 raise StoreError(f"{path} has {name} = {said['facts'].get(name)!r}, and {value!r} was asked for")
-        shards = _shards(self._place, path)
+        shards = _shards(self._place, path, self.manifest)
         if (gaps := sorted(set(range(max(shards, default=-1) + 1)) - set(shards))) and not skip_damaged:
             raise StoreError(
                 f"{path} has no shard {', '.join(map(str, gaps))}, and some after: harvest again, which makes those "

@@ -400,7 +400,7 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
         hf = {"model_type": "gemma3_text", **hf["text_config"]}
         hf["model_type"] = "gemma3_text"
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ModelError(f"the architecture {kind!r} of {place} is unknown: known are {', '.join(FAMILIES)}")
     if hf.get("quantization_config"):
         raise ModelError(f"{place}: the weights are quantised, which this reader can't undo: take the original model")
@@ -408,7 +408,7 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
         return FAMILIES[kind].config(_Given(hf, _DEFAULTS.get(kind, {}))), FAMILIES[kind]
     except KeyError as error:
         raise ModelError(f"{place} does not say {error.args[0]}, which a {kind} needs: copy it again") from error
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{place} holds a setting of the wrong kind ({said}): copy it again") from error
     except ModelError as error:

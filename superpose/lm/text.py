@@ -142,7 +142,7 @@ def from_datasets(name: str, *args: Any, column: str = "text", documents: int, *
         documents: how many are read.
 
     Raises:
-        TextError: the library is not installed, or the column is not there.
+        TextError: the library is not installed, or the data set or its column is not there.
     """
     try:
         import datasets
@@ -151,7 +151,10 @@ def from_datasets(name: str, *args: Any, column: str = "text", documents: int, *
     options = {"split": "train", **options}
 
     def read():
-        rows = datasets.load_dataset(name, *args, streaming=True, **options)
+        try:
+            rows = datasets.load_dataset(name, *args, streaming=True, **options)
+        except OSError as error:  # no such name, or no network
+            raise TextError(f"the data set {name} can't be read ({type(error).__name__}: {error})") from error
         for i, row in enumerate(rows.take(documents)):
             if not isinstance(row.get(column), str):
                 raise TextError(f"{name} has no column {column!r} of text: it has {', '.join(row)}")
