@@ -180,6 +180,18 @@ def test_a_page_that_was_stopped_goes_on_with_the_features_it_has(folder, saes, 
     assert [some[0] for some in asked] == [0, 10, 10, 20]
     pages = [(tmp_path / name / "dashboard.html").read_text() for name in ("whole", "cut")]
     assert pages[0] == pages[1]
+    (file,) = (tmp_path / "cut").glob("records/*/000010.json")
+    body = file.read_bytes()
+    for damaged in (
+        body[:-9],
+        body.replace(b"0", b"1", 40),
+    ):  # a block that is not what its checksum says is made again
+        file.write_bytes(damaged)
+        asked.clear()
+        asked.extend([[0], [10]])
+        run("dashboard", tmp_path / "cut", **of)
+        assert [some[0] for some in asked[2:]] == [10]
+        assert (tmp_path / "cut" / "dashboard.html").read_text() == pages[0]
     about = json.loads(re.search(r'id="about">(.*?)</script>', pages[0], re.DOTALL).group(1))
     model, tokenizer = language.read(str(folder / "model"))
     sae = formats.read(saes / "a")

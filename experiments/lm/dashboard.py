@@ -1,7 +1,10 @@
 """Dashboards as a command: model, SAE, texts -> one page, or an index with files beside; a picture of all latents."""
 
+import hashlib
 import importlib
+import inspect
 import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,7 +92,8 @@ def run(config, key, workdir):
     sae, model, site, reads = latents.published(config, model)
     named = page.labels(config.labels, sae.arch.d_sae) if config.labels else {}
     if config.best and config.features:
-        raise ValueError("features and best both say which latents are shown: give one of them")
+        quick = ': --config.features="()" takes away those of :quick' if config.variant == "quick" else ""
+        raise ValueError(f"features and best both say which latents are shown: give one of them{quick}")
     shown = sorted({int(j) for j in config.features}) or list(range(sae.arch.d_sae))
     if bad := [j for j in shown if not 0 <= j < sae.arch.d_sae]:
         raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {sae.arch.d_sae - 1}")
@@ -131,7 +135,9 @@ def run(config, key, workdir):
         named |= {j: f"{label} (the best detector: F1 {f1:.2f})" for j, (label, f1) in best.items() if j not in named}
     ablations = Ablations(model, sae, site, contexts) if config.ablations else None
     others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
-    made_of = [facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge]
+    made_of = [
+        facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge, _source(ask),
+    ]  # fmt: skip
     made = _kept(subject, shown, ablations, config, ask, told, workdir / "records" / codes.facts_digest(made_of))
     kept: dict[str, list[float]] = {name: [] for name in NUMBERS}
 
@@ -194,19 +200,31 @@ def _detectors(subject, most, chunk=1 << 16):
     return {j: (subject.labels[i], float(f1[j, i])) for j, i in chosen.items()}
 
 
+def _source(ask):
+    """A digest of the file that a judge stands in: one that was changed is asked again; None where there is no file."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(ask) or "").read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):
+        return None
+
+
 def _kept(subject, shown, ablations, config, ask, told, place):
-    """Records in blocks, each of which is written when it is whole and read where it stands already."""
+    """Records in blocks, each of which is written when it is whole, behind its checksum, and read where it stands
+    already; one that is damaged is made again."""
     for start in range(0, len(shown), BLOCK):
         some, file = shown[start : start + BLOCK], place / f"{start:06d}.json"
         if file.exists():
-            yield from json.loads(file.read_text())
-            continue
+            said, _, body = file.read_bytes().partition(b"\n")
+            if said == b"%d" % zlib.crc32(body):
+                yield from json.loads(body)
+                continue
         found = list(records(subject, some, ablations=ablations, doses=config.doses))
         for record in found:
             _judged(record, subject, ask, told, config.seed)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(found, separators=(",", ":")).encode())
-        yield from json.loads(json.dumps(found))
+        body = json.dumps(found, separators=(",", ":")).encode()
+        write_atomically(file, b"%d\n%s" % (zlib.crc32(body), body))
+        yield from json.loads(body)
 
 
 def _judged(record, subject, ask, told, seed):

@@ -74,7 +74,7 @@ def draw(results, config):
         2, 1, height_ratios=[1, 2.4], left=0.06, right=0.94, top=0.925, bottom=0.285, hspace=0.17
     )
     graphs = figure.add_gridspec(1, len(config.graphs), left=0.06, right=0.94, top=0.19, bottom=0.01, wspace=0.06)
-    top, main = (figure.add_subplot(spec) for spec in lines)
+    top, main = (figure.add_subplot(lines[i]) for i in range(2))
     top.plot(x, results["per_feature"], color="k", lw=1.4)
     for y, says in ((1.0, "1: as many features as dimensions"), (0.5, "1/2: two features a dimension")):
         top.axhline(y, color="0.6", lw=0.8, ls=":")
