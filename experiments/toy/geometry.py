@@ -142,27 +142,24 @@ def claims(results, config):
     values = D[kept & (x < 6)[:, None]]
     count = lambda centre: float(((values > centre - 0.01) & (values < centre + 0.01)).sum())  # noqa: E731
     between = [(LINES[a] + LINES[b]) / 2 for a, b in (("3/4", "2/3"), ("2/3", "1/2"), ("1/2", "2/5"))]
-    digon = count(0.5)
+    digon, below = count(0.5), ((values > 0.69) & (values < 0.74)).sum()
+    near = f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4"
     out += [
         Claim("1/2 is the most frequent dimensionality (its share of all features with ||W_i|| > 0.5 and 1/(1-S) < 6, "
               "over the share of the next most frequent of 50 bins that does not touch it)", SECTION, 1.0,
               digon / max(1.0, _next(values)), 0.0, ">="),
         *(Claim(f"features near {name}: those within 0.01 of it, over those within 0.01 of the middle between it and "
                 "the next line towards 1/2", SECTION, 1.5, count(LINES[name]) / max(1.0, count(middle)), 0.0, ">=",
-                note=PEAKS)
+                note=near if name == "3/4" else "")
           for name, middle in zip(("3/4", "2/3", "2/5"), (between[0], between[1], between[2]), strict=True)),
     ]  # fmt: skip
     names = dict(zip(geometry.SHAPES, results["shapes"][(x > 1.2) & (x < 6)].sum(0).tolist(), strict=True))
     for name in ("digon", "triangle", "tetrahedron", "pentagon", "square antiprism"):
         out.append(Claim(f"components that are a {name}: at least one, 1.2 < 1/(1-S) < 6 (how many)", SECTION, 1,
-                         names[name], 0, ">=", note="" if name in ("digon", "triangle") else RARE))  # fmt: skip
+                         names[name], 0, ">=", note=near if name == "tetrahedron" else ""))  # fmt: skip
     out.append(Claim("share of features not learned (D_i < 0.05) at the sparsest density", SECTION, [0.01, 0.9],
                      float((D[-1] < 0.05).mean()), 0.0, "in"))  # fmt: skip
     return out
-
-
-PEAKS = "components with a single triangle or pentagon are rare among those that were trained this long"
-RARE = "the paper shows it in the inset of one model"
 
 
 def _slope(x, y, low, high):
