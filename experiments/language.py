@@ -34,10 +34,10 @@ def corpus(c: Any) -> text.Corpus:
         ValueError: an unknown kind, a corpus that can't be read, or other texts than its digest says.
     """
     found = _corpus(c)
-    if c.digest and found.digest() != c.digest:
+    if c.digest and (digest := found.digest()) != c.digest:
         raise ValueError(
-            f"the texts of {found.name} hash to {found.digest()} and the config asks for {c.digest}: these are other "
-            "texts (another version of Python or of the files); leave corpus.digest out to take them"
+            f"the texts of {found.name} hash to {digest} and the config asks for {c.digest}: these are other "
+            "texts (other values of corpus, other files, another version of Python); --config.corpus.digest= takes them"
         )
     return found
 
@@ -74,7 +74,7 @@ def texts(c: Any, workdir: Path, tokenizer: text.Tokenizer | None = None, labels
     last = whole.documents % c.hold == c.hold - 1
     if last.all() or not last.any():
         raise ValueError(f"{found.name} has {len(whole.names)} documents, too few to hold out every {c.hold}th")
-    return Texts(found, found.digest(), tokenizer, split(whole, ~last), split(whole, last))
+    return Texts(found, c.corpus.digest or found.digest(), tokenizer, split(whole, ~last), split(whole, last))
 
 
 def split(whole: text.Contexts, chosen: np.ndarray) -> text.Contexts:

@@ -175,12 +175,20 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
 
     if draw_only:
         arrays, about = results.load(base)
-        if about["config"] != plain:
-            differ = sorted(k for k, v in _flat(plain).items() if _flat(about["config"]).get(k) != v)
+        theirs, mine = _flat(about["config"]), _flat(plain)
+        if not theirs.get("corpus.digest") and mine.get("corpus.digest", "") == about.get("corpus"):
+            theirs["corpus.digest"] = mine["corpus.digest"]  # it asked for no texts and got those that are asked for
+        if differ := sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k)):
             raise results.ResultError(
                 f"{base}.npz was made with another config ({', '.join(differ)} differ): run without --draw_only"
             )
+        if about["code"] != code:
+            print(
+                f"note      these numbers were made by another version of the code (commit {about['commit']}): they are "
+                "drawn and judged as they stand; run without --draw_only to make them anew"
+            )
         kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
+        kept |= {"config": plain, "config_digest": _digest(plain)}
         results.save(base, arrays, {**kept, "claims": [c.as_json() for c in module.claims(arrays, config)]})
         _draw(module, arrays, config, base)
         return 0

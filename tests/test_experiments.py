@@ -514,6 +514,28 @@ def test_the_journey_of_one_command(tmp_path):
     assert "run the experiment again" in done.stderr
 
 
+@pytest.mark.parametrize("asked", ["", "the same", "others"])
+def test_a_result_is_that_of_a_config_which_asks_for_its_texts(asked, tmp_path, capsys):
+    """It may have taken them without asking; drawn by another version of the code, it says so."""
+    run = importlib.import_module("experiments.run")
+    config = importlib.import_module("configs.lm.scripts").get_config()
+    arrays, about = results.load(ROOT / "figures" / "scripts")
+    kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
+    kept["config"]["corpus"]["digest"], kept["code"] = "", "older"
+    results.save(tmp_path / "scripts", arrays, kept)
+    config.corpus.digest = {"": "", "the same": about["corpus"], "others": "0123"}[asked]
+    name, _ = run._identify(config)
+    for path in tmp_path.glob("scripts.*"):
+        path.rename(path.with_name(name + path.suffix))
+    if asked == "others":
+        with pytest.raises(results.ResultError, match=r"another config \(corpus.digest differ\)"):
+            run.execute(config, None, str(tmp_path), True, False, "")
+        return
+    assert run.execute(config, None, str(tmp_path), True, False, "") == 0
+    assert "made by another version of the code" in capsys.readouterr().out
+    assert results.load_about(tmp_path / f"{name}.json")["config"]["corpus"]["digest"] == config.corpus.digest
+
+
 def test_restart_deletes_only_a_run_and_only_for_another(tmp_path):
     run = importlib.import_module("experiments.run")
     (tmp_path / "thesis.tex").write_text("years of work")

@@ -147,7 +147,7 @@ def test_what_does_not_fit_gets_one_sentence(folder, store, tmp_path):
         ({"sites": ("resid_post.9",)}, "no site"),
         ({"corpus.path": str(tmp_path / "nowhere")}, "does not exist"),
         ({"corpus.kind": "tape"}, "unknown kind of corpus"),
-        ({"corpus.digest": "0123"}, "these are other texts"),
+        ({"corpus.digest": "0123"}, "--config.corpus.digest= takes them"),
         ({"context": 1}, "context must be at least 2 and at most the model's 64"),
         ({"context": 65}, "at most the model's 64"),
         ({"tokens": -5}, "tokens must be a whole number of at least 0"),
@@ -250,6 +250,7 @@ def test_the_stories_model_is_harvested_with_its_tokenizer(tmp_path):
 @pytest.mark.ci
 def test_every_layer_of_the_stories_model_gets_its_sae(tmp_path):
     arrays, claims = run("stories", tmp_path, **{"model": str(Path(DATA, "stories260K.bin"))})
+    assert len(str(arrays["digest"])) == 8
     held = {c.text.split(",")[0]: c.holds for c in claims}
     assert held["cost in nats over that of as many principal components or values"]
     assert arrays["l0"].shape == (5, 1)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import models
 
+from experiments.results import ROOT
 from superpose.lm import python_source, scripts, text
 from superpose.lm.text import Corpus, Document, Span, TextError
 
@@ -465,3 +467,11 @@ def test_words_are_drawn_by_zipf_s_law():
     want = 1 / np.arange(1, 51)
     want /= want.sum()
     assert np.abs((draws - want) / np.sqrt(want / 40_000)).max() < 4.5
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("variant", ["", "rare"])
+def test_made_up_scripts_are_those_that_the_figures_were_made_from(variant):
+    code = f"from configs.lm import scripts; from experiments import language; c = scripts.get_config({variant!r}).corpus"
+    code += "; assert c.digest; language.corpus(c)"  # outside pytest, which checks the kinds of a million spans
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -10,6 +10,7 @@ import numpy as np
 from experiments import check, language, latents
 from experiments.ledger import Claim
 from superpose import plot
+from superpose.interp import codes
 from superpose.lm import text
 from superpose.lm.transformer import generate
 from superpose.sae import formats
@@ -41,11 +42,13 @@ def run(config, key, workdir):
     whole = _written(config, model, tokenizer, text_key)
     last = whole.documents % config.hold == config.hold - 1
     corpus = text.Corpus("stories that the model writes", lambda: iter(()))
-    texts = language.Texts(corpus, "", tokenizer, language.split(whole, ~last), language.split(whole, last))
+    digest = codes.array_digest(whole.tokens, whole.lengths)
+    texts = language.Texts(corpus, digest, tokenizer, language.split(whole, ~last), language.split(whole, last))
     sites = tuple(f"resid_post.{layer}" for layer in range(model.config.layers))
     source = latents.stream(config, model, texts, sites)
     saes, _ = latents.train(config, source, dict.fromkeys(sites, config.kind), sae_key, workdir / "saes", "SAEs")
     out = {"sites": np.array(sites), "stories": np.asarray(len(whole.tokens)), "tokens": whole.lengths.sum()}
+    out["digest"] = np.array(digest)
     rows = []
     for site, sae in saes.items():
         about = formats.Metadata(model="stories260K", site=site, context=config.context, prepend_bos=True)
