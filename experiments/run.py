@@ -184,8 +184,8 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             )
         if about["code"] != code:
             print(
-                f"note      these numbers were made by another version of the code (commit {about['commit']}): they are "
-                "drawn and judged as they stand; run without --draw_only to make them anew"
+                f"note      another version of the code (commit {about['commit']}) made these numbers: they are drawn "
+                "and judged as they stand; run without --draw_only to make them anew"
             )
         kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
         kept |= {"config": plain, "config_digest": _digest(plain)}

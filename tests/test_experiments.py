@@ -532,7 +532,7 @@ def test_a_result_is_that_of_a_config_which_asks_for_its_texts(asked, tmp_path, 
             run.execute(config, None, str(tmp_path), True, False, "")
         return
     assert run.execute(config, None, str(tmp_path), True, False, "") == 0
-    assert "made by another version of the code" in capsys.readouterr().out
+    assert "another version of the code (commit" in capsys.readouterr().out
     assert results.load_about(tmp_path / f"{name}.json")["config"]["corpus"]["digest"] == config.corpus.digest
 
 

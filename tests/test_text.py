@@ -472,6 +472,6 @@ def test_words_are_drawn_by_zipf_s_law():
 @pytest.mark.ci
 @pytest.mark.parametrize("variant", ["", "rare"])
 def test_made_up_scripts_are_those_that_the_figures_were_made_from(variant):
-    code = f"from configs.lm import scripts; from experiments import language; c = scripts.get_config({variant!r}).corpus"
-    code += "; assert c.digest; language.corpus(c)"  # outside pytest, which checks the kinds of a million spans
+    code = "from configs.lm import scripts; from experiments import language; "
+    code += f"c = scripts.get_config({variant!r}).corpus; assert c.digest; language.corpus(c)"  # outside pytest, which checks the kinds of a million spans
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
