@@ -472,6 +472,7 @@ def test_words_are_drawn_by_zipf_s_law():
 @pytest.mark.ci
 @pytest.mark.parametrize("variant", ["", "rare"])
 def test_made_up_scripts_are_those_that_the_figures_were_made_from(variant):
+    # in a process of its own: here the kinds of a million spans would be checked
     code = "from configs.lm import scripts; from experiments import language; "
-    code += f"c = scripts.get_config({variant!r}).corpus; assert c.digest; language.corpus(c)"  # outside pytest, which checks the kinds of a million spans
+    code += f"c = scripts.get_config({variant!r}).corpus; assert c.digest; language.corpus(c)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
