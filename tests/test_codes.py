@@ -152,9 +152,10 @@ def test_planted_predicates_are_found(planted):
     found = explain.explain(units, tokens)
     of = dict(zip(names, zip(*found, strict=True), strict=True))
     for name in ("token", "token before", "pair"):
-        kind, _, chosen, precision, recall, f1, auroc, _, single = of[name]
+        kind, _, chosen, precision, recall, f1, members, named, auroc, _, single = of[name]
         assert kind == name
-        assert chosen == precision == recall == f1 == auroc == 1
+        assert chosen == precision == recall == f1 == named == auroc == 1
+        assert members == {"token": 2, "token before": 3, "pair": 2}[name]
         assert not single
     assert of["token"][1] in ("the token is '<4>', '<9>'", "the token is '<9>', '<4>'")
     assert of["token before"][1].startswith("the token before is ")
@@ -168,9 +169,10 @@ def test_planted_predicates_are_found(planted):
     assert of["triple"][5] < 0.5  # 72 triples, each too rare to be chosen
     assert of["noise"][1] == "among the first 16 tokens"  # all are: nothing says more of noise, and nothing is ranked
     assert of["noise"][5] < 0.2
-    assert np.isnan(of["noise"][6])
+    assert np.isnan(of["noise"][8])
     assert of["silent"][0] == ""
-    assert of["silent"][5] == 0
+    assert of["silent"][5:8] == (0, 0, 0)
+    assert np.isnan(of["silent"][4])
 
 
 def test_kinds_with_more_to_choose_from_win_only_where_they_hold_elsewhere(monkeypatch):
@@ -192,7 +194,7 @@ def test_kinds_with_more_to_choose_from_win_only_where_they_hold_elsewhere(monke
     found = explain.explain(units, tokens)
     assert found.kind.tolist() == ["triple", "token", "label"]
     assert found.f1[0] == 1
-    assert sorted(found.text[0].removeprefix("the text ends with ").split(", ")) == ["'<1><2><3>'", "'<4><0><5>'"]
+    assert sorted(found.text[0].removeprefix("the last three tokens say ").split(", ")) == ["'<1><2><3>'", "'<4><0><5>'"]
     assert found.text[1] in ("the token is '<1>', '<2>'", "the token is '<2>', '<1>'")  # three more say hardly more
     assert found.text[2] == "b"
     # triples chosen and compared on the same texts would have won: each that is right by chance is in the set
@@ -213,7 +215,8 @@ def test_a_unit_that_nothing_fits_gets_a_predicate_that_is_one(planted):
         unit[np.flatnonzero(part & inside & (tokens.ids == token) & (np.roll(tokens.ids, 1) == token))[0]] = 1
     found = explain.explain(sparse.csc_array(unit[:, None]), tokens)
     assert found.f1[0] == 0
-    assert found.kind[0] == "label"
+    assert found.kind[0] in explain.FAMILIES
+    assert found.members[0] > 0
     assert found.text[0]
 
 
@@ -225,7 +228,21 @@ def test_bytes_that_make_a_character_together_are_written_as_it():
     tokens = explain.Tokens(t, pieces=pieces)
     said = [explain._text(f, np.array([m]), 1, tokens) for f, m in
             (("pair", tokens.families["pair"][0][1]), ("token", 3), ("token", 6), ("token", 1))]  # fmt: skip
-    assert said == ["the text ends with 'ط'", "the token is 'a\\'", "the token is '\\xff'", "the token is '\\xd8'"]
+    assert said == ["the last two tokens say 'ط'", "the token is 'a\\'", "the token is '\\xff'", "the token is '\\xd8'"]
+
+
+def test_tokens_that_can_t_be_seen_are_named():
+    """A line break is no backslash and an n, and neither the start of a text nor a special token is nothing."""
+    ids = np.tile(np.array([0, 1, 2, 3, 4, 5, 6], np.int32), (40, 1))
+    t = Contexts(ids, np.full(40, 7, np.int32), np.arange(40, dtype=np.int32), np.zeros(40, np.int32), None, ())
+    tokens = explain.Tokens(t, pieces=[b"", b"\n", b"\\", b"n", b"'", "\u202e".encode(), b" \t"])
+    at = lambda family, row: explain._text(family, np.array([tokens.families[family][0][row]]), 1, tokens)  # noqa: E731
+    assert [at("token", row) for row in (1, 4, 5, 6)] == [
+        "the token is '↵'", 'the token is "\'"', "the token is '\\u202e'", "the token is ' ⇥'",
+    ]  # fmt: skip
+    assert at("pair", 3) == "the last two tokens say '\\n'"
+    assert at("triple", 1) == "the last three tokens say '⟨start⟩⟨0⟩↵'"
+    assert at("token before", 0) == "the token before is '⟨start⟩'"
 
 
 def test_scores_are_counted_over_all_tokens_of_the_other_half(planted):
@@ -291,9 +308,12 @@ def test_signed_latents_and_ties_in_the_area_under_the_curve():
 
 def test_explanations_need_two_halves():
     t = contexts()
-    one = explain.Tokens(t._replace(documents=np.zeros(21, np.int32)))  # contexts in the place of documents
-    assert np.array_equal(one.fit.reshape(21, 10).any(1), np.arange(21) % 2 == 0)
-    assert np.array_equal(one.rival.reshape(21, 10).any(1), np.arange(21) % 4 == 0)
+    for documents in (1, explain.FEW - 1):  # contexts in the place of documents
+        few = explain.Tokens(t._replace(documents=(np.arange(21) * documents // 21).astype(np.int32)))
+        assert few.halves == "contexts"
+        assert np.array_equal(few.fit.reshape(21, 10).any(1), np.arange(21) % 2 == 0)
+        assert np.array_equal(few.rival.reshape(21, 10).any(1), np.arange(21) % 4 == 0)
+    assert explain.Tokens(t._replace(documents=np.arange(21, dtype=np.int32))).halves == "documents"
     with pytest.raises(ValueError, match="give more"):
         explain.Tokens(t.rows(np.arange(1)))
 

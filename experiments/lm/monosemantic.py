@@ -89,7 +89,7 @@ def _explained(config, texts, blocks, control, x, random):
         pieces=texts.tokenizer.pieces,
     )  # fmt: skip
     keep, total = tokens.keep, int(tokens.keep.sum())
-    parts = ("kind", "f1", "auroc", "precision", "recall", "tokens", "single")
+    parts = ("kind", "f1", "auroc", "precision", "recall", "members", "named_f1", "tokens", "single")
     made: dict[str, list] = {name: [] for name in EXPLAINED}
     for seed, block in enumerate(blocks):
         density = np.diff(block.indptr) / total

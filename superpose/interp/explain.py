@@ -41,12 +41,20 @@ NEARLY = 0.95
 """Of predicates that reach this share of the best F1, the one of fewest members is chosen: it is there to be read."""
 SHOWN = 6
 """Members of a set that its text names."""
+FEW = 16
+"""Where there are fewer documents, contexts are halved in their place: chance would choose among so few."""
+FAMILIES = {
+    "token": "the token is", "token before": "the token before is", "label": "", "pair": "the last two tokens say",
+    "triple": "the last three tokens say",
+}  # fmt: skip
+"""Kinds of predicates, and how their texts begin; of equals the first is taken."""
+VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", "\0": "␀"}
 
 
 class Tokens:
     """What candidates are made of, for every row [N] of ``codes.Codes``.
 
-    Where there is one document alone, its contexts are halved in its place.
+    Where there are fewer than ``FEW`` documents, contexts are halved in their place.
 
     Args:
         contexts: ``lm.text.Contexts``, with labels where there are any.
@@ -57,6 +65,7 @@ class Tokens:
         patterns: name -> regular expression.
 
     Attributes:
+        halves: what is halved, "documents" or "contexts".
         keep, fit, score: [N], tokens that were not left out; those that predicates are chosen on, and scored on.
         rival: [N], tokens of ``fit`` that kinds of predicates, chosen on its others, are held against each other on.
 
@@ -77,14 +86,14 @@ class Tokens:
         place = np.broadcast_to(np.arange(C), (n, C))
         self.ids = contexts.tokens.reshape(-1)
         self.keep = (contexts.mask & ~np.isin(contexts.tokens, special) & (place >= first)).reshape(-1)
-        halves = first_half(contexts.documents)
-        if halves.all() or not halves.any():
-            halves = first_half(np.arange(n))
+        few = len(np.unique(contexts.documents)) < FEW
+        halves = first_half(np.arange(n) if few else contexts.documents)
+        self.halves = "contexts" if few else "documents"
         self.fit = np.repeat(halves, C) & self.keep
         self.score = self.keep & ~self.fit
-        documents, turn = np.unique(contexts.documents[halves], return_inverse=True)
+        turn = np.unique(contexts.documents[halves], return_inverse=True)[1].reshape(-1)
         rival = np.zeros(n, bool)
-        rival[halves] = (turn.reshape(-1) if len(documents) > 1 else np.arange(halves.sum())) % 2 == 0
+        rival[halves] = (np.arange(halves.sum()) if few else turn) % 2 == 0
         self.rival = np.repeat(rival, C) & self.fit
         if not self.fit.any() or not self.score.any():
             raise ValueError("explanations are chosen on one half of the documents and scored on the other: give more")
@@ -160,7 +169,10 @@ class Explanations(NamedTuple):
         kind: family of the predicate; "" where the unit is silent in the first half.
         text: the predicate in words.
         chosen_f1: on the half that it was chosen on.
-        precision, recall, f1: on the other half; 0 where undefined.
+        precision, recall, f1: on the other half. Precision is NaN where the predicate holds nowhere there, recall where
+            the unit is on nowhere there; F1 is 0 in both cases.
+        members: that a set has; 1 of other predicates.
+        named_f1: of the members alone that the text names, on the other half.
         auroc: of the activation, for tokens at which the predicate holds against the others, there; silence ties. NaN
             where the predicate holds nowhere or everywhere.
         tokens: on which the unit is on, in both halves.
@@ -173,6 +185,8 @@ class Explanations(NamedTuple):
     precision: Float[np.ndarray, " U"]
     recall: Float[np.ndarray, " U"]
     f1: Float[np.ndarray, " U"]
+    members: np.ndarray
+    named_f1: Float[np.ndarray, " U"]
     auroc: Float[np.ndarray, " U"]
     tokens: np.ndarray
     single: np.ndarray
@@ -194,8 +208,8 @@ def _auroc(values: np.ndarray, holds: np.ndarray, positives: int, negatives: int
 
 
 def _set(members: np.ndarray, hits: np.ndarray, totals: np.ndarray, active: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of members that a unit is on at so many times, those that say together when it is on, and their hits: the fewest
-    that say it nearly as well as any number of them."""
+    """Of members that a unit is on at so many times, those that say together when it is on, and their hits: of the set
+    with the highest F1 those with the most hits, as few as say it nearly as well."""
     common = totals[members] >= SEEN
     members, hits = members[common], hits[common]
     if not len(members):
@@ -203,7 +217,11 @@ def _set(members: np.ndarray, hits: np.ndarray, totals: np.ndarray, active: floa
     order = np.argsort(-hits / totals[members], kind="stable")
     members, hits = members[order], hits[order]
     f1 = _f1(np.cumsum(hits), np.cumsum(totals[members]), active)
-    cut = int((f1 >= NEARLY * f1.max()).argmax()) + 1
+    best = int(f1.argmax()) + 1
+    order = np.argsort(-hits[:best], kind="stable")
+    members, hits = members[order], hits[order]
+    again = _f1(np.cumsum(hits), np.cumsum(totals[members]), active)
+    cut = int((again >= NEARLY * f1.max()).argmax()) + 1
     return members[:cut], hits[:cut]
 
 
@@ -252,31 +270,37 @@ def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
         top = tokens.ids[rows[np.argsort(-values, kind="stable")[:20]]]
         single = len(top) > 1 and bool((top == top[0]).all())
         if not active[both, u]:
-            out.append(("", "", 0.0, 0.0, 0.0, 0.0, float("nan"), len(rows), single))
+            nan = float("nan")
+            out.append(("", "", 0.0, nan, nan, 0.0, 0, 0.0, nan, len(rows), single))
             continue
         here, there = (0, 1) if active[0, u] and active[1, u] else (both, both)
         rivals = {family: rival(u, family, here, there) for family in ("label", *counts)}
         good = NEARLY * max(f1 for f1, _ in rivals.values())
-        family = min((size, -f1, family) for family, (f1, size) in rivals.items() if size and f1 >= good)[2]
+        good_ones = (family for family in FAMILIES if rivals[family][1] and rivals[family][0] >= good)
+        family = min(good_ones, key=lambda name: (rivals[name][1], -rivals[name][0]))
         inside = tokens.score[rows]
         scored = rows[inside]
         if family == "label":
             i = int(label_f1[both][u].argmax())
             text, chosen_f1, said = names[i], float(label_f1[both][u, i]), label_totals[last][i]
             holds = np.isin(scored, parts[last].indices[parts[last].indptr[i] : parts[last].indptr[i + 1]])
+            size, named_f1 = 1, float(_f1(holds.sum(), said, active[last, u]))
         else:
             chosen, hits = members(u, family, both)
             totals = tokens._totals[family]
             chosen_f1 = float(_f1(hits.sum(), totals[both][chosen].sum(), active[both, u]))
             among = np.zeros(len(totals[last]), bool)
             among[chosen] = True
-            said, holds = totals[last][chosen].sum(), among[tokens.families[family][0][scored]]
-            shown = chosen[np.argsort(-hits, kind="stable")][:SHOWN]
-            text = _text(family, shown, len(chosen), tokens)
+            where = tokens.families[family][0][scored]
+            said, holds = totals[last][chosen].sum(), among[where]
+            size, named = len(chosen), chosen[:SHOWN]
+            named_f1 = float(_f1(np.isin(where, named).sum(), totals[last][named].sum(), active[last, u]))
+            text = _text(family, named, size, tokens)
         right = int(holds.sum())
         auroc = _auroc(values[inside], holds, int(said), everywhere - int(said))
-        out.append((family, text, chosen_f1, right / max(said, 1), right / max(active[last, u], 1),
-                    float(_f1(right, said, active[last, u])), auroc, len(rows), single))  # fmt: skip
+        shares = [right / n if n else float("nan") for n in (said, active[last, u])]
+        f1 = float(_f1(right, said, active[last, u]))
+        out.append((family, text, chosen_f1, *shares, f1, size, named_f1, auroc, len(rows), single))
     return Explanations(*(np.array(column) for column in zip(*out, strict=True)))
 
 
@@ -289,11 +313,12 @@ def _text(family: str, shown: np.ndarray, size: int, tokens: Tokens) -> str:
         row = int(firsts[member])
         start = max(row - back, row // C * C)
         ids = tokens.ids[start : row + 1 - last]
-        said = written(b"".join(tokens._pieces[i] for i in ids)) if tokens._pieces else "".join(f"<{i}>" for i in ids)
-        words.append(repr(said).replace("\\\\", "\\"))  # bytes of no character are named with one backslash
+        parts = [tokens._pieces[i] or f"⟨{i}⟩".encode() for i in ids] if tokens._pieces else [b"<%d>" % i for i in ids]
+        said = "⟨start⟩" * (start > row - back) + written(b"".join(parts))
+        said = "".join(c if c.isprintable() else VISIBLE.get(c, f"\\u{ord(c):04x}") for c in said)
+        words.append(f'"{said}"' if "'" in said else f"'{said}'")
     more = f" and {size - len(words)} more" if size > len(words) else ""
-    what = {"token": "the token is", "token before": "the token before is"}.get(family, "the text ends with")
-    return f"{what} {', '.join(words)}{more}"
+    return f"{FAMILIES[family]} {', '.join(words)}{more}"
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------
