@@ -1,8 +1,10 @@
 """From a model's files to a scored SAE: the commands of docs/language_models.md, on a small model made here."""
 
+import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import types
 from pathlib import Path
@@ -82,6 +84,51 @@ def test_harvest_keeps_every_row_and_says_so(folder, store):
     assert facts["tokenizer"] == text.read_tokenizer(folder / "model").digest()
     assert facts["code"]
     assert arrays["planned_rows"] >= arrays["written"] > 5000
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(folder, tmp_path, monkeypatch, capsys):
+    """The whole command, on a disk that takes a few files more each time before it is full again."""
+    command = importlib.import_module("experiments.run")
+    config = importlib.import_module("configs.lm.harvest").get_config("quick")
+    config.update_from_flattened_dict({
+        "model": str(folder / "model"), "corpus.kind": "files", "corpus.path": str(folder / "texts"),
+        "context": 32, "tokens": 3000, "passes": 16, "shard": 32, "sites": ("resid_post.0", "mlp_out.1"),
+    })  # fmt: skip
+    left = [0]
+
+    def fsync(_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def harvest(place, room):
+        left[0] = room
+        flags = {"CONFIG": config, "WORKDIR": str(tmp_path / place), "OUT": None, "DRAW_ONLY": False}
+        for name, value in {**flags, "RESTART": False}.items():
+            monkeypatch.setattr(command, name, types.SimpleNamespace(value=value))
+        return command.main(["run"]), capsys.readouterr().err
+
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert harvest("whole", 99)[0] == 0
+    shards, made = len(list((tmp_path / "whole" / "store").glob("0*.json"))), {}
+    assert shards > 3
+    # a run's config, a store's manifest, four files a shard, the end; then numbers (two files) and a picture
+    full = {0: "config.json", 4: "000000.bin", 7: "000001.json", 4 * shards - 4: "end.json", 3: "harvest.*png"}
+    for room, refused in full.items():
+        status, said = harvest("full", room)
+        assert status == 1
+        assert "Traceback" not in said
+        (sentence,) = [line for line in said.splitlines() if line.startswith("error")]
+        assert re.search(rf"could not write \S*/{refused}: No space left on device; make room", sentence)
+        assert not list((tmp_path / "full").rglob("*.tmp"))
+        whole = [p.stem for p in (tmp_path / "full" / "store").glob("0*.json")]
+        made |= {p: p.stat().st_mtime_ns for p in (tmp_path / "full" / "store").rglob("0*") if p.stem in whole}
+    assert harvest("full", 99)[0] == 0
+    assert len(made) == 4 * shards
+    assert all(p.stat().st_mtime_ns == then for p, then in made.items())  # what was there was not made again
+    for path in [p for p in (tmp_path / "whole" / "store").rglob("*") if p.is_file()]:
+        assert path.read_bytes() == (tmp_path / "full" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_a_plan_writes_nothing(folder, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -224,6 +226,80 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_sentence(config, change, sai
     with pytest.raises(ModelError, match=said) as error:
         checkpoints.read(place)
     assert "\n" not in str(error.value)
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}
+NEOX = {"model_type": "gpt_neox", "rotary_pct": 1.0}
+GEMMA2, GEMMA3 = {"model_type": "gemma2", "head_dim": 4}, {"model_type": "gemma3_text", "head_dim": 4}
+QWEN2 = {"model_type": "qwen2", "use_sliding_window": True}
+LAYERS, HUGE = "and no model has more than 4096", 10**12
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        *[({**family, "num_hidden_layers": HUGE}, LAYERS) for family in ({}, NEOX, GEMMA2, GEMMA3, QWEN2)],
+        ({"num_hidden_layers": 10**30}, LAYERS),
+        ({**GPT2, "n_layer": HUGE}, LAYERS),
+        *[({**family, "num_hidden_layers": -1}, "layers must be at least 1") for family in ({}, NEOX, GEMMA2)],
+        ({"num_hidden_layers": "2"}, KIND),
+        ({**GEMMA2, "num_hidden_layers": "2"}, KIND),
+        ({"hidden_size": 0}, "d_model must be at least 1, got 0"),
+        ({"hidden_size": -16}, "d_model must be at least 1, got -16"),
+        ({"hidden_size": HUGE}, r"embed_tokens\.weight has shape \(24, 16\), and by config\.json W_E is"),
+        ({"hidden_size": "16"}, KIND),
+        ({"hidden_size": 10**30}, "rotary positions turn an even number"),
+        ({"vocab_size": HUGE}, r"embed_tokens\.weight has shape \(24, 16\), and by config\.json W_E is"),
+        ({"vocab_size": 0}, "vocab must be at least 1, got 0"),
+        ({"intermediate_size": HUGE}, r"gate_proj\.weight has shape \(32, 16\), and by config\.json"),
+        ({"intermediate_size": 0}, "the MLPs of a llama have at least 1 neuron, got 0"),
+        ({"intermediate_size": -1}, "d_mlp must be at least 0, got -1"),
+        ({"head_dim": HUGE}, r"q_proj\.weight has shape \(16, 16\), and by config\.json"),
+        ({"head_dim": -4}, "d_head must be at least 1, got -4"),
+        ({"max_position_embeddings": HUGE}, "max_position_embeddings is 1000000000000, and no model"),
+        ({"num_key_value_heads": HUGE}, "must divide heads=4"),
+        ({"num_attention_heads": HUGE}, "1000000000000 heads don't divide a width of 16"),
+        ({"num_attention_heads": -4, "num_key_value_heads": -4}, "heads must be at least 1, got -4"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "3 heads don't divide a width of 16"),
+        ({**NEOX, "num_attention_heads": 3}, "3 heads don't divide a width of 16"),
+        ({**GPT2, "n_head": 3}, "3 heads don't divide a width of 16"),
+        ({"rope_theta": 10**400}, "setting of the wrong kind"),
+    ],
+)
+def test_absurd_numbers_are_refused_at_once_and_without_memory(config, said, tmp_path):
+    place = folder(tmp_path / "m", config)
+
+    def late(*_):
+        raise AssertionError("it was still at it")
+
+    before = signal.signal(signal.SIGALRM, late)
+    tracemalloc.start()
+    signal.alarm(10)
+    try:
+        with pytest.raises(ModelError, match=said) as error:
+            checkpoints.read(place)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        signal.alarm(0)
+        tracemalloc.stop()
+        signal.signal(signal.SIGALRM, before)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("said", ["[" * 10**5, '{"num_hidden_layers": 1' + "0" * 5000 + "}"])
+def test_a_config_that_is_too_much_for_json_is_refused(said, tmp_path):
+    place = folder(tmp_path / "m")
+    (place / "config.json").write_text(said)
+    with pytest.raises(ModelError, match=r"config\.json is no JSON"):
+        checkpoints.read(place)
+
+
+def test_shapes_are_not_worked_out_for_every_tensor(tmp_path, monkeypatch):
+    """Each time a model of all layers is traced: 32 layers took minutes."""
+    asked, plain = [], checkpoints.shapes
+    monkeypatch.setattr(checkpoints, "shapes", lambda config: asked.append(config) or plain(config))
+    checkpoints.read(folder(tmp_path / "m"))
+    assert 0 < len(asked) < 4
 
 
 def test_truncated_missing_doubled_and_hostile_files_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import linen, nnx
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from superpose.interp import store
@@ -24,13 +26,38 @@ from superpose.lm import sites
 from superpose.lm.transformer import Config, Transformer
 from superpose.sae import objective
 from superpose.sae.model import Architecture
-from superpose.train.checkpoint import WorkdirError
+from superpose.train.checkpoint import WorkdirError, write_atomically
 from superpose.train.fit import fit
 from superpose.train.recipe import Recipe
 from superpose.worlds import prng
 
 CONFIG = Config(vocab=50, d_model=8, layers=2, heads=2, d_head=4, d_mlp=12, context=16)
 FACTS = {"model": "m", "corpus": "c"}
+
+
+class Objects(LocalFileSystem):
+    """A bucket that outlives a process: its objects are files, whole or not there, and need no folders.
+
+    Listings are remembered, as by s3fs, until somebody says that they are old.
+    """
+
+    protocol = "objects"
+
+    def pipe_file(self, path, value, **more):
+        write_atomically(Path(self._strip_protocol(path)), value)
+
+    def ls(self, path, detail=False, **more):
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail, **more)
+        return self.dircache[path]
+
+    def invalidate_cache(self, path=None):
+        self.dircache.pop(path, None)
+
+
+fsspec.register_implementation("objects", Objects, clobber=True)
+anywhere = pytest.mark.parametrize("at", ["{}", "objects://{}"], ids=["folder", "objects"])
+"""Where a store lies: a folder, or the same files behind fsspec."""
 
 
 def texts(n=40, context=16, seed=0):
@@ -283,86 +310,91 @@ def test_mixing_is_as_good_as_chance_with_a_wide_window_and_worse_with_a_narrow_
     assert mixing(back, 256, 32, window=2) > 10
 
 
-def test_a_flipped_byte_is_found_named_and_skipped_only_on_request(tmp_path):
+@anywhere
+def test_a_flipped_byte_is_found_named_and_skipped_only_on_request(at, tmp_path):
     x = filled(tmp_path / "s")
     file = tmp_path / "s" / "x" / "000003.bin"
     raw = bytearray(file.read_bytes())
     raw[20 * 16 + 3] ^= 1  # row 20 of the shard, in its second block
     file.write_bytes(raw)
     with pytest.raises(StoreError, match=r"rows 16 to 31 of .*x/000003\.bin are damaged") as error:
-        list(Store(tmp_path / "s").batches(["x"], 50))
+        list(Store(at.format(tmp_path / "s")).batches(["x"], 50))
     assert "\n" not in str(error.value)
-    patient = Store(tmp_path / "s", skip_damaged=True)
+    patient = Store(at.format(tmp_path / "s"), skip_damaged=True)
     kept = np.concatenate([r.values["x"] for r in patient.batches(["x"], 50)])
     np.testing.assert_array_equal(kept, np.delete(x, slice(137 + 16, 137 + 32), 0))
     assert patient.damaged == {("x", 3, 16)}
-    stream = Shuffled(Store(tmp_path / "s", skip_damaged=True), "x", 20, window=4)
+    stream = Shuffled(Store(at.format(tmp_path / "s"), skip_damaged=True), "x", 20, window=4)
     bad = {r.tobytes() for r in x[153:169]}
     for _ in range(40):
         assert not {r.tobytes() for r in next(stream)} & bad
-    whole = Store(tmp_path / "s")  # a block is checked when it is first read, not before
+    whole = Store(at.format(tmp_path / "s"))  # a block is checked when it is first read, not before
     np.testing.assert_array_equal(next(whole.batches(["x"], 100)).values["x"], x[:100])
     file.write_bytes(raw[:100])
     with pytest.raises(StoreError, match="are damaged"):
-        list(Store(tmp_path / "s").batches(["x"], 50))
+        list(Store(at.format(tmp_path / "s")).batches(["x"], 50))
     file.unlink()
     with pytest.raises(StoreError, match="are damaged"):
-        list(Store(tmp_path / "s").batches(["x"], 50))
+        list(Store(at.format(tmp_path / "s")).batches(["x"], 50))
 
 
-def test_a_flipped_byte_of_what_rows_are_of_is_found(tmp_path):
+@anywhere
+def test_a_flipped_byte_of_what_rows_are_of_is_found(at, tmp_path):
     x = filled(tmp_path / "s")
     file = tmp_path / "s" / store.ABOUT / "000003.bin"
     raw = bytearray(file.read_bytes())
     raw[20 * 12 + 5] ^= 1  # the document of row 20
     file.write_bytes(raw)
     with pytest.raises(StoreError, match=rf"rows 16 to 31 of .*{store.ABOUT}/000003\.bin are damaged"):
-        list(Store(tmp_path / "s").batches(["x"], 50))
-    kept = [r.values["x"] for r in Store(tmp_path / "s", skip_damaged=True).batches(["x"], 50)]
+        list(Store(at.format(tmp_path / "s")).batches(["x"], 50))
+    kept = [r.values["x"] for r in Store(at.format(tmp_path / "s"), skip_damaged=True).batches(["x"], 50)]
     np.testing.assert_array_equal(np.concatenate(kept), np.delete(x, slice(137 + 16, 137 + 32), 0))
 
 
+@anywhere
 @pytest.mark.parametrize("rows", [128, 112, 0, -1, 1e9, "many"])
-def test_a_shard_that_says_other_rows_than_its_checksums_are_of_is_refused(tmp_path, rows):
+def test_a_shard_that_says_other_rows_than_its_checksums_are_of_is_refused(at, tmp_path, rows):
     """137 rows in blocks of 16: 128 and 112 are whole blocks, whose rows alone would read well."""
     filled(tmp_path / "s")
     about = json.loads((tmp_path / "s" / "000003.json").read_text())
     (tmp_path / "s" / "000003.json").write_text(json.dumps({**about, "rows": rows}))
     with pytest.raises(StoreError, match=r"shard 3 of .* is damaged: delete 000003.json"):
-        Store(tmp_path / "s")
+        Store(at.format(tmp_path / "s"))
 
 
+@anywhere
 @pytest.mark.parametrize(
     "wrong", [{"sites": ["x"]}, {"sites": "x"}, {"sites": {"x": 1.5}}, {"block": 1.5}, {"block": 0}]
 )
-def test_manifests_of_other_kinds_are_refused(tmp_path, wrong):
+def test_manifests_of_other_kinds_are_refused(at, tmp_path, wrong):
     filled(tmp_path / "s")
     place = tmp_path / "s" / "manifest.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), **wrong}))
     with pytest.raises(StoreError, match="store"):
-        Store(tmp_path / "s")
+        Store(at.format(tmp_path / "s"))
 
 
-def test_stores_of_something_else_are_refused(tmp_path):
+@anywhere
+def test_stores_of_something_else_are_refused(at, tmp_path):
     filled(tmp_path / "s")
     with pytest.raises(StoreError, match=r"something else \(corpus differ\)"):
-        Writer(tmp_path / "s", Manifest({"x": 4}, "float32", 16, {**FACTS, "corpus": "d"}))
+        Writer(at.format(tmp_path / "s"), Manifest({"x": 4}, "float32", 16, {**FACTS, "corpus": "d"}))
     with pytest.raises(StoreError, match=r"something else \(dtype differ\)"):
-        Writer(tmp_path / "s", Manifest({"x": 4}, "bfloat16", 16, FACTS))
+        Writer(at.format(tmp_path / "s"), Manifest({"x": 4}, "bfloat16", 16, FACTS))
     with pytest.raises(StoreError, match="has model = 'm', and 'other' was asked for"):
-        Store(tmp_path / "s", expect={"model": "other"})
+        Store(at.format(tmp_path / "s"), expect={"model": "other"})
     with pytest.raises(StoreError, match="is no store"):
-        Store(tmp_path / "nowhere")
+        Store(at.format(tmp_path / "nowhere"))
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "thesis.tex").write_text("years of work")
     with pytest.raises(StoreError, match="files that are no store"):
-        Writer(tmp_path / "t", Manifest({"x": 4}))
+        Writer(at.format(tmp_path / "t"), Manifest({"x": 4}))
     (tmp_path / "s" / "000001.json").write_text("{")
     with pytest.raises(StoreError, match=r"shard 1 of .* is damaged"):
-        Store(tmp_path / "s")
+        Store(at.format(tmp_path / "s"))
     (tmp_path / "s" / "manifest.json").write_text('{"version": 9}')
     with pytest.raises(StoreError, match="version 9"):
-        Store(tmp_path / "s")
+        Store(at.format(tmp_path / "s"))
 
 
 def test_nan_wrong_shapes_and_a_full_disk_lose_nothing(tmp_path, monkeypatch):
@@ -403,21 +435,73 @@ harvest.save({path!r}, FACTS, dtype="float32", shard=4, block=8)
 
 
 @pytest.mark.slow
-def test_a_killed_harvest_goes_on_without_a_lost_or_doubled_row(tmp_path):
-    t = texts(120)
+@pytest.mark.parametrize(
+    "at", [pytest.param("{}", id="folder"), pytest.param("objects://{}", id="objects", marks=[pytest.mark.ci])]
+)
+def test_a_killed_harvest_goes_on_without_a_lost_or_doubled_row(at, tmp_path):
+    t, killed = texts(120), at.format(tmp_path / "killed")
+    assert isinstance(store._place(killed), store._Remote) == ("://" in at)
     Harvest(run(), t, batch=4).save(tmp_path / "whole", FACTS, dtype="float32", shard=4, block=8)
-    code = KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "killed"))
+    code = KILLED.format(tests=str(Path(__file__).parent), path=killed)
     for shards in (3, 8, 20):
         with subprocess.Popen([sys.executable, "-c", code]) as process:
             while len(list((tmp_path / "killed").glob("0*.json"))) < shards:
                 assert process.poll() is None
                 time.sleep(0.003)
             process.send_signal(signal.SIGKILL)
-    assert 0 < len(Store(tmp_path / "killed")) < t.lengths.sum()
-    Harvest(run(), t, batch=4).save(tmp_path / "killed", FACTS, dtype="float32", shard=4, block=8)
+    assert 0 < len(Store(killed)) < t.lengths.sum()
+    Harvest(run(), t, batch=4).save(killed, FACTS, dtype="float32", shard=4, block=8)
     for path in sorted((tmp_path / "whole").rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.parametrize("at", ["{}", "objects://{}", "memory://{}"], ids=["folder", "objects", "memory"])
+def test_a_death_in_any_write_loses_and_doubles_nothing(at, tmp_path, monkeypatch):
+    class Death(BaseException):
+        """Nothing of ours runs after it."""
+
+    t, left = texts(20), [99]
+    kind = type(store._place(at.format(tmp_path)))
+    plain = kind.write
+
+    def write(place, name, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Death
+        plain(place, name, data)
+
+    def harvest(path, writes=99):
+        """How many it made."""
+        left[0] = writes
+        Harvest(fake, t, batch=4).save(path, FACTS, dtype="float32", shard=8, block=8)
+        return writes - left[0]
+
+    def fake(tokens):
+        return {"x": jnp.sin(tokens[..., None] * jnp.arange(1.0, 4)), "y": tokens[..., None] * jnp.ones(2)}
+
+    monkeypatch.setattr(kind, "write", write)
+    assert harvest(at.format(tmp_path / "whole")) == 14  # a manifest, three shards of four files, the end
+    whole = store._place(at.format(tmp_path / "whole"))
+    shard = ("00000{}.json", "x/00000{}.bin", "y/00000{}.bin", "about/00000{}.bin")
+    names = ["manifest.json", store.END, *(name.format(i) for i in range(3) for name in shard)]
+    for writes in range(14):
+        path = at.format(tmp_path / str(writes))
+        with pytest.raises(Death):
+            harvest(path, writes)
+        shards = max(writes - 1, 0) // 4
+        assert harvest(path) == 14 - min(writes, 1) - 4 * shards  # shards that were whole are not made again
+        again = store._place(path)
+        assert all(again.read_all(name) == whole.read_all(name) for name in names)
+        assert Store(path).whole
+
+
+def test_a_listing_that_is_old_is_not_believed(tmp_path):
+    """Readers and writers of a bucket may be other processes."""
+    filled(f"objects://{tmp_path}/s", shards=(100, 37))
+    assert len(Store(f"objects://{tmp_path}/s")) == 137
+    filled(tmp_path / "s")  # by somebody else
+    assert len(Store(f"objects://{tmp_path}/s")) == 387
 
 
 HOST = """

@@ -421,6 +421,94 @@ def test_scripts_are_what_their_labels_say():
     assert mixed > 50
 
 
+ORDERS = dict.fromkeys(scripts.SCRIPTS, "SVO") | dict.fromkeys(("Devanagari", "Hangul", "Kana"), "SOV")
+ORDERS["Arabic"] = "VSO"
+ARTICLES = {
+    "Latin": "A ",
+    "accented Latin": "A ",
+    "Greek": "A ",
+    "Arabic": "A",
+    "Hebrew": "A",
+}  # "A": joined to the word
+SIGNS = dict(article="A", adjective="J", noun="N", preposition="P", verb="V", adverb="D", negation="n")
+
+
+def grammar(name, order):
+    """A sentence of a script as signs: p and t are the endings of plural and past."""
+    article = f"({ARTICLES[name]})?" if name in ARTICLES else ""
+    parts = dict.fromkeys("SO", f"{article}(J )?Np?( P N)?") | {"V": "(n )?Vt?( D)?"}
+    clause = " ".join(parts[role] for role in order)
+    said = f"{clause}(, {clause})?[.]"
+    return re.compile(said if name not in ("Kana", "CJK") else said.replace(" ", ""))
+
+
+def chunks(document):
+    """What was written piece by piece, each with all of its labels."""
+    found = {}
+    for start, end, label in document.spans():
+        found.setdefault((start, end), set()).add(scripts.LABELS[label])
+    assert "".join(document.text[slice(*place)] for place in found) == document.text  # none twice
+    return [(document.text[slice(*place)], labels) for place, labels in found.items()]
+
+
+def part(name, labels):
+    """The sign of a word or of its ending."""
+    said = [p for p in scripts.PARTS if f"{name} {p}" in labels and p != "first word"]
+    ending = {"plural": "p", "past": "t"}.get(said[-1])
+    assert len(said) == (2 if ending else 1)
+    return ending or SIGNS[said[0]]
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    """Script -> [(signs, pieces with their labels)]."""
+    out = {name: [] for name in scripts.SCRIPTS}
+    for document in scripts.scripts(150).read():
+        signs, pieces = "", []
+        for said, labels in chunks(document):
+            if "word" in labels and "heading" not in labels:
+                (name,) = labels & set(scripts.SCRIPTS)
+                signs, pieces = signs + part(name, labels), [*pieces, (said, labels)]
+            elif "ends a sentence" in labels:
+                out[name].append((f"{signs}.", [*pieces, (said, labels)]))
+                signs, pieces = "", []
+            elif signs:
+                assert labels in ({"space"}, {"punctuation"})
+                signs, pieces = signs + ("," if labels == {"punctuation"} else " "), [*pieces, (said, labels)]
+    return out
+
+
+@pytest.mark.parametrize("name", scripts.SCRIPTS)
+def test_sentences_keep_the_grammar_of_their_script_and_no_other(name, sentences):
+    found = [signs for signs, _ in sentences[name]]
+    assert len(found) > 100
+    assert [signs for signs in found if not grammar(name, ORDERS[name]).fullmatch(signs)] == []
+    for order in {"SVO", "VSO", "SOV"} - {ORDERS[name]}:
+        assert not any(grammar(name, order).fullmatch(signs) for signs in found)
+    assert set("".join(found)) >= set("JNpPnVtD,.") | set("A" if name in ARTICLES else "")
+
+
+@pytest.mark.parametrize("name", scripts.SCRIPTS)
+def test_little_words_and_endings_are_the_script_s_and_a_word_is_of_one_kind(name, sentences):
+    script, kinds = scripts.SCRIPTS[name], {}
+    fixed = {"A": script.article.strip("+"), "n": script.negation, "p": script.plural, "t": script.past}
+    for signs, pieces in sentences[name]:
+        firsts = [f"{name} first word" in labels for _, labels in pieces]
+        assert firsts == [True] + [i == 1 and signs[1] in "pt" for i in range(1, len(pieces))]
+        for sign, (said, labels) in zip(signs, pieces, strict=True):
+            topics = [t for t in scripts.TOPICS if f"{name} {t}" in labels]
+            assert len(topics) == (sign in "NVpt")
+            if "word" in labels:
+                assert ("right to left" in labels) == (name in ("Arabic", "Hebrew"))
+            if sign in fixed:
+                assert said == fixed[sign]
+            elif sign in ",.":
+                assert said == (script.stop if sign == "." else script.comma).strip()
+            elif sign != " ":
+                assert kinds.setdefault(said, (sign, topics)) == (sign, topics)
+    assert len(kinds) > 200
+
+
 def test_a_document_is_a_function_of_seed_and_number():
     first, longer = list(scripts.scripts(3, seed=1).read()), list(scripts.scripts(5, seed=1).read())
     assert [d.text for d in first] == [d.text for d in longer[:3]]

@@ -128,6 +128,7 @@ class _Remote:
 
     @_asked
     def names(self) -> list[str]:
+        self._files.invalidate_cache(self._root)  # others write here, and some drivers remember
         try:
             found = self._files.ls(self._root, detail=True)
         except FileNotFoundError:

@@ -143,9 +143,15 @@ def _rotary(hf: Mapping[str, Any], d_head: int, kind: str | None = None, theta: 
             raise ModelError(f"rope scaling {other!r} is not known: known are default, linear and llama3")
 
 
+def _d_head(d: Any, heads: Any) -> Any:
+    if d % heads:
+        raise ModelError(f"{heads} heads don't divide a width of {d}")
+    return d // heads
+
+
 def _llama_like(hf: Mapping[str, Any], **more: Any) -> Config:
     d, heads = hf["hidden_size"], hf["num_attention_heads"]
-    d_head = hf.get("head_dim") or d // heads
+    d_head = hf.get("head_dim") or _d_head(d, heads)
     values: dict[str, Any] = dict(
         vocab=hf["vocab_size"], d_model=d, layers=hf["num_hidden_layers"], heads=heads, d_head=d_head,
         d_mlp=hf["intermediate_size"], context=hf["max_position_embeddings"],
@@ -170,7 +176,7 @@ def _gpt2(hf: Mapping[str, Any]) -> Config:
             raise ModelError(f"{name} is not known to this decoder")
     d, heads = hf["n_embd"], hf["n_head"]
     return Config(
-        vocab=hf["vocab_size"], d_model=d, layers=hf["n_layer"], heads=heads, d_head=d // heads,
+        vocab=hf["vocab_size"], d_model=d, layers=hf["n_layer"], heads=heads, d_head=_d_head(d, heads),
         d_mlp=hf.get("n_inner") or 4 * d, context=hf["n_positions"], positions="learned", norm="layer",
         eps=hf["layer_norm_epsilon"], act=_act(hf["activation_function"]), gated=False, qkv_bias=True, out_bias=True,
         mlp_bias=True, tied=hf.get("tie_word_embeddings", True),
@@ -180,11 +186,11 @@ def _gpt2(hf: Mapping[str, Any]) -> Config:
 
 def _neox(hf: Mapping[str, Any]) -> Config:
     d, heads = hf["hidden_size"], hf["num_attention_heads"]
-    bias = bool(hf.get("attention_bias", True))
+    d_head, bias = _d_head(d, heads), bool(hf.get("attention_bias", True))
     return Config(
-        vocab=hf["vocab_size"], d_model=d, layers=hf["num_hidden_layers"], heads=heads, d_head=d // heads,
+        vocab=hf["vocab_size"], d_model=d, layers=hf["num_hidden_layers"], heads=heads, d_head=d_head,
         d_mlp=hf["intermediate_size"], context=hf["max_position_embeddings"],
-        rotary=_rotary({"rotary_pct": 0.25, **hf}, d // heads), norm="layer", eps=hf["layer_norm_eps"],
+        rotary=_rotary({"rotary_pct": 0.25, **hf}, d_head), norm="layer", eps=hf["layer_norm_eps"],
         act=_act(hf["hidden_act"]), gated=False, parallel=hf.get("use_parallel_residual", True), qkv_bias=bias,
         out_bias=bias, mlp_bias=True, tied=bool(hf.get("tie_word_embeddings", False)),
     )  # fmt: skip
@@ -392,7 +398,7 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
         raise ModelError(
             f"{path} has no config.json that can be read ({error.strerror}): give a model's folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{place} is no JSON ({str(error)[:100]}): copy it again") from error
     if not isinstance(hf, dict):
         raise ModelError(f"{place} holds no settings: copy it again")
@@ -405,7 +411,13 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
     if hf.get("quantization_config"):
         raise ModelError(f"{place}: the weights are quantised, which this reader can't undo: take the original model")
     try:
-        return FAMILIES[kind].config(_Given(hf, _DEFAULTS.get(kind, {}))), FAMILIES[kind]
+        for name, most in _MOST.items():
+            if isinstance(hf.get(name), int) and hf[name] > most:
+                raise ModelError(f"{name} is {hf[name]}, and no model has more than {most}: copy it again")
+        config = FAMILIES[kind].config(_Given(hf, _DEFAULTS.get(kind, {})))
+        if not config.d_mlp:
+            raise ModelError(f"the MLPs of a {kind} have at least 1 neuron, got 0")
+        return config, FAMILIES[kind]
     except KeyError as error:
         raise ModelError(f"{place} does not say {error.args[0]}, which a {kind} needs: copy it again") from error
     except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
@@ -417,6 +429,8 @@ def read_config(path: str | Path) -> tuple[Config, Family]:
         raise ModelError(f"{place}: {error}") from error
 
 
+_MOST = {"num_hidden_layers": 4096, "n_layer": 4096, "max_position_embeddings": 2**31 - 1}
+"""Settings that no tensor's shape contradicts at once: names of 10^12 layers would fill the memory first."""
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "n_positions": 1024},
     "gpt_neox": {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "max_position_embeddings": 2048},
@@ -498,7 +512,7 @@ def read_hugging_face(path: str | Path, mesh: Mesh | None = None, dtype: str = "
         raise ModelError(f"{folder}: {_some(missing)} missing: the download is not whole")
     if extra := found.keys() - {p.name for p in pieces.values()}:
         raise ModelError(f"{folder}: {_some(extra)} not of a model with this config: the files don't belong together")
-    arrays = {}
+    arrays, wanted = {}, shapes(config)
     for ours, piece in pieces.items():
         if piece.shape not in (None, stored := found[piece.name].shape):
             raise ModelError(f"{folder}: {piece.name} has shape {stored}, and by config.json it is {piece.shape}")
@@ -507,8 +521,7 @@ def read_hugging_face(path: str | Path, mesh: Mesh | None = None, dtype: str = "
         except (ValueError, IndexError) as error:
             shape = found[piece.name].shape
             raise ModelError(f"{folder}: {piece.name} has shape {shape}, which its config.json does not say") from error
-        want = shapes(config)[ours]
-        if arrays[ours].shape != want:
+        if arrays[ours].shape != (want := wanted[ours]):
             shape = found[piece.name].shape
             raise ModelError(f"{folder}: {piece.name} has shape {shape}, and by config.json {ours} is {want}")
     try:

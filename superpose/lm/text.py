@@ -142,7 +142,7 @@ def from_datasets(name: str, *args: Any, column: str = "text", documents: int, *
         documents: how many are read.
 
     Raises:
-        TextError: the library is not installed, or the data set or its column is not there.
+        TextError: no such library; at reading: the data set or its column is not there, or damaged.
     """
     try:
         import datasets
@@ -153,12 +153,18 @@ def from_datasets(name: str, *args: Any, column: str = "text", documents: int, *
     def read():
         try:
             rows = datasets.load_dataset(name, *args, streaming=True, **options)
-        except OSError as error:  # no such name, or no network
-            raise TextError(f"the data set {name} can't be read ({type(error).__name__}: {error})") from error
-        for i, row in enumerate(rows.take(documents)):
-            if not isinstance(row.get(column), str):
-                raise TextError(f"{name} has no column {column!r} of text: it has {', '.join(row)}")
-            yield Document(f"{name}#{i}", row[column])
+            for i, row in enumerate(rows.take(documents)):
+                if column not in row:
+                    raise TextError(f"{name} has no column {column!r} of text: it has {', '.join(row)}")
+                if not isinstance(row[column], str):
+                    kind = type(row[column]).__name__
+                    raise TextError(f"row {i} of {name} holds {kind}, and no text, in its column {column!r}")
+                yield Document(f"{name}#{i}", row[column])
+        except TextError:
+            raise
+        except Exception as error:  # no such name, no network, a damaged file: no two raise the same
+            said = next(iter(str(error).splitlines()), "")[:300]
+            raise TextError(f"the data set {name} can't be read ({type(error).__name__}: {said})") from error
 
     return Corpus(name, read)
 

@@ -3,12 +3,14 @@
     python lm_peer.py WRITE
 
 saves a small random model of every family under WRITE as transformers does, beside tokens.npy and logits.npy. The
-weights are strong enough that a wrong rotation, mask or norm shows: norms 1 + 0.2 N, all else 0.25 N.
+weights are strong enough that a wrong rotation, mask or norm shows: norms 1 + 0.2 N, all else 0.25 N. For
+models that are no family of transformers (``OWN``) a GPT-2 stands in, what they have not at zero or taken out.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -43,6 +45,12 @@ MODELS = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
 }  # fmt: skip
+OWN = {
+    "one_relu_layer": ("GPT2", {**GPT2, "n_embd": 128, "n_layer": 1, "activation_function": "relu",
+                                "tie_word_embeddings": False}),
+    "attention_only": ("GPT2", {**GPT2, "tie_word_embeddings": False}),
+}  # fmt: skip
+ZERO = {"one_relu_layer": r"attn\..*bias", "attention_only": r"attn\..*bias|mlp\.c_proj"}
 TOKENS = 96
 
 
@@ -51,15 +59,20 @@ def main(place: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    for name, (family, values) in MODELS.items():
+    for name, (family, values) in (MODELS | OWN).items():
         suffix = "TextConfig" if family == "Gemma3" else "Config"
         config = getattr(transformers, family + suffix)(**values, attn_implementation="eager")
         head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
         model = getattr(transformers, family + head)(config).eval()
+        if name == "attention_only":
+            model.transformer.ln_f = torch.nn.Identity()
+            for block in model.transformer.h:
+                block.ln_1 = block.ln_2 = torch.nn.Identity()
         for path, value in model.named_parameters():
             norm = "norm" in path or ".ln_" in path
             centre = 0.0 if family.startswith("Gemma") or path.endswith("bias") else 1.0
             value.data = centre + 0.2 * torch.randn(value.shape) if norm else 0.25 * torch.randn(value.shape)
+            value.data *= not (name in ZERO and re.search(ZERO[name], path))
         model.tie_weights()
         folder = place / name
         model.save_pretrained(folder, max_shard_size="40KB" if name == "llama2" else "1GB")
