@@ -437,3 +437,12 @@ def test_a_save_that_json_cannot_hold_is_a_sentence(tmp_path):
         ):
             checkpoints.save(1, {"a": np.ones(2)}, {"source": b"position"})
         assert checkpoints.restore() is None
+
+
+def test_what_killed_writes_left_goes_when_the_next_run_takes_the_folder(tmp_path):
+    left, kept = tmp_path / ".config.json.1234.tmp", tmp_path / "notes.tmp"
+    for path in (left, kept):
+        path.write_text("half")
+    with lock(tmp_path):
+        assert not left.exists()
+    assert kept.exists()

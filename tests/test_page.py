@@ -46,8 +46,12 @@ def made(tmp_path_factory):
         records(subject, range(20), ablations=Ablations(m, s, "mlp_post.0", t, batch=16), doses=(0.0, 1.0), block=7)
     )
     for record in every:
-        record["why"] = {"text": f"latent {record['n']} <i>", "f1": 0.5, "precision": 0.5, "recall": 0.5, "auroc": None}
-    every[3]["name"] = "a <b>label</b>"
+        why = {"f1": 0.5, "precision": 0.5, "recall": 0.5, "auroc": None}
+        record["why"] |= {"text": f"latent {record['n']} <i>", **why}
+    every[3]["name"] = "a <b>label</b>\u202e"
+    every[5]["why"] |= {"f1": 0.0, "precision": None, "recall": 0.0}  # holds nowhere in the other half
+    every[6]["why"] |= {"f1": None, "recall": None}  # silent there
+    every[7]["why"]["named_f1"] = 0.2
     page.write(place / "page.html", every, 'A "title" <b>', PIECES, documents=[f"text {i}" for i in range(6)],
                prompts=[{"name": "one", "ids": [0, 3, 7], "features": [[[1, 0.5, 0.9]], [], [[2, 0.1, 0.2]]]},
                         {"name": "split", "ids": SPELLED, "features": [[] for _ in SPELLED]}],
@@ -429,6 +433,7 @@ def test_hover_more_and_keys(browser, made):
     before = len(line.find_elements("css selector", "bdi"))
     line.find_element("css selector", "button").click()
     assert len(line.find_elements("css selector", "bdi")) > before
+    assert browser.switch_to.active_element.text == "less"
     line.send_keys(Keys.ARROW_RIGHT)
     assert browser.switch_to.active_element.tag_name == "bdi"
     browser.find_element("tag name", "body").send_keys("j")
@@ -558,7 +563,10 @@ def test_search_sort_map_texts_and_number(browser, made):
         return browser.execute_script("return [...document.querySelectorAll('.index tbody tr')].map(r => r.innerText)")
 
     assert len(rows()) == 1
-    assert rows()[0].startswith("3")
+    assert rows()[0].split("\t")[:4] == ["3", "a <b>label</b>\\u202e", "latent 3 <i>", "0.5"]
+    box.clear()
+    box.send_keys("latent 3 <I>")
+    assert len(rows()) == 1
     box.clear()
     box.send_keys(" ")
     button = browser.find_element("css selector", "th[data-key=max] button")
@@ -578,7 +586,7 @@ def test_search_sort_map_texts_and_number(browser, made):
     named = "return [...document.querySelectorAll('svg text')].map(t => [t.textContent, t.getBBox()])"
     named = f"{named}.map(([said, b]) => [said, b.x, b.y, b.x + b.width, b.y + b.height])"
     names = browser.execute_script(named)
-    assert "a <b>label</b>" in [name for name, *_ in names]
+    assert "a <b>label</b>\\u202e" in [name for name, *_ in names]
     assert len(names) > 10
     for (_, left, top, right, bottom), (_, left2, top2, right2, bottom2) in itertools.combinations(names, 2):
         assert right <= left2 or right2 <= left or bottom <= top2 + 2 or bottom2 <= top + 2
@@ -591,7 +599,18 @@ def test_search_sort_map_texts_and_number(browser, made):
     wait(browser, "document.getElementById('main').dataset.view === '11'")
     opened(browser, made, "99")
     assert "There is no feature 99" in browser.find_element("id", "main").text
+    assert browser.title.startswith("no feature 99")
+    browser.find_element("tag name", "body").send_keys("/")  # from anywhere
+    wait(browser, "document.activeElement.id === 'search'")
     assert not errors(browser)
+
+
+def test_scores_that_are_undefined_or_of_many_members_say_so(browser, made):
+    for n, said in ((5, "F1 0 (precision undefined, it holds nowhere there, recall 0) on the half of the contexts"),
+                    (6, "no score: silent on the half of the contexts that it was not chosen on"),
+                    (7, "; of the members that are named here alone, F1 0.2")):  # fmt: skip
+        opened(browser, made, str(n))
+        assert said in browser.execute_script("return document.getElementById('main').innerText")
 
 
 def test_the_committed_example_opens(browser):

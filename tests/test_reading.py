@@ -62,7 +62,7 @@ def settings(folder, saes, **changes):  # noqa: F811
     }  # fmt: skip
 
 
-def test_a_page_of_all_features(folder, saes, tmp_path):  # noqa: F811
+def test_a_page_of_all_features(folder, saes, tmp_path, capsys):  # noqa: F811
     """Numbers, labels, matches, doses, Neuronpedia; a second run reads the codes of the first."""
     (tmp_path / "labels.json").write_text('{"3": "a <label>"}')
     of = settings(
@@ -104,11 +104,21 @@ def test_a_page_of_all_features(folder, saes, tmp_path):  # noqa: F811
     assert len(theirs["activations"]) == sum(last - first for *_, first, last in groups)
     parts = sorted((tmp_path / "codes").rglob("*.npy"))
     before = [p.stat().st_mtime_ns for p in parts]
-    again, _ = run("dashboard", tmp_path, **{**of, "features": (3, 7), "page": str(tmp_path / "two.html")})
+    capsys.readouterr()
+    again, _ = run("dashboard", tmp_path, **{**of, "features": (5, 7), "page": str(tmp_path / "two.html")})
+    assert "labels 1 latents that are not shown, 3 first" in capsys.readouterr().err
     assert [p.stat().st_mtime_ns for p in parts] == before
-    np.testing.assert_array_equal(again["f1"], arrays["f1"][[3, 7]])
+    np.testing.assert_array_equal(again["f1"], arrays["f1"][[5, 7]])
     two = dict(re.findall(r'id="f(\d+)">([^<]*)<', (tmp_path / "two.html").read_text()))
     assert page.unpack(two["7"]) == {**found[7]}
+
+
+def words(explanation, texts):
+    return ["yes"] * len(texts)
+
+
+def gives_up(explanation, texts):
+    raise SystemExit("no more calls today")
 
 
 def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):  # noqa: F811
@@ -137,6 +147,9 @@ def test_what_a_page_can_t_be_made_of_gets_one_sentence(folder, saes, tmp_path):
         ({"neuronpedia": str(tmp_path / "list.json")}, "is a file: name a folder"),
         ({"page": str(tmp_path / "list.json" / "page.html")}, "is a file: name a folder"),
         ({"judge": "os.path:join"}, "the judge failed on feature"),
+        ({"judge": "test_reading:words"}, r"the judge failed on feature \d+: it must say numbers from 0 to 1"),
+        ({"judge": "test_reading:gives_up"}, r"feature \d+: SystemExit: no more calls today"),
+        ({"prompts": ("a", "")}, "prompt 1 of prompts is empty"),
         ({"labels": str(tmp_path / "unknown.json")}, "labels 1 latents that the SAE has not, 24 first"),
         ({"labels": str(tmp_path / "list.json")}, "must map numbers of latents to labels"),
         ({"corpus.path": str(tmp_path / "empty")}, "no file|holds no text|is empty"),
@@ -293,6 +306,8 @@ def test_the_first_token_written_is_steered_with_the_prompt_alone(folder, saes, 
         ({"strengths": ("a",)}, "strengths must hold numbers"),
         ({"counts": "("}, "is no regular expression"),
         ({"prompts": ()}, "prompts is empty"),
+        ({"prompts": ("",), "where": "prompt"}, "the prompt '' has no token to steer at"),
+        ({"wanted": 10**6}, r"wanted must be at most the \d+ tokens that exist"),
         ({"tokens": 500}, "more than the model's context of .*: shorten the prompt, or lower tokens"),
         ({"temperature": -1.0}, "temperature must be a finite number of at least 0"),
         ({"context": 4000}, r"at most the model's \d+ \(0 takes"),

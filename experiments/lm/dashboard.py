@@ -97,6 +97,8 @@ def run(config, key, workdir):
     shown = sorted({int(j) for j in config.features}) or list(range(sae.arch.d_sae))
     if bad := [j for j in shown if not 0 <= j < sae.arch.d_sae]:
         raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {sae.arch.d_sae - 1}")
+    if away := [] if config.best else sorted(named.keys() - set(shown)):
+        say(f"{config.labels} labels {len(away)} latents that are not shown, {away[0]} first")
     corpus = language.corpus(config.corpus)
     language.say_skipped(corpus)
     labelled = bool(corpus.labels)
@@ -152,7 +154,10 @@ def run(config, key, workdir):
                 yield record
 
     title = config.title or f"{Path(config.sae).name} at {site} of {Path(config.model).name}"
-    note = f"{held.kept:,} tokens of {corpus.name} ({corpus.digest()}); {len(shown)} of {sae.arch.d_sae} latents."
+    note = (
+        f"{held.kept:,} tokens of {len(np.unique(contexts.documents)):,} documents of {corpus.name} "
+        f"({corpus.digest()}); {len(shown):,} of {sae.arch.d_sae:,} latents."
+    )
     some, called = _own(config, tokenizer, contexts)
     with ThreadPoolExecutor(1) as pool:  # the map is drawn up while records are made
         plan = pool.submit(places, np.asarray(sae.W_dec[...])[shown], config.seed)
@@ -238,10 +243,9 @@ def _judged(record, subject, ask, told, seed):
             ask, explanation, column.indices, column.data, subject.contexts, subject.tokens.keep, subject.pieces,
             seed=seed + record["n"],
         )  # fmt: skip
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"the judge failed on feature {record['n']}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, judge.Answer) else f"{type(error).__name__}: "
+        raise ValueError(f"the judge failed on feature {record['n']}: {kind}{error}") from error
     for name in ("detection", "fuzzing"):
         value = getattr(found, name)
         record["why"][name] = None if np.isnan(value) else round(value, 4)
@@ -253,6 +257,8 @@ def _own(config, tokenizer, contexts, most=6):
     if not config.prompts:
         some = contexts.rows(np.unique(np.linspace(0, len(contexts.tokens) - 1, most).astype(int)))
         return some, [contexts.names[document] for document in some.documents]
+    if empty := [i for i, prompt in enumerate(config.prompts) if not prompt]:
+        raise ValueError(f"prompt {empty[0]} of prompts is empty: there is no token to show features on")
     given = text.Corpus("prompts", lambda: (text.Document(p[:60], p) for p in config.prompts))
     own = text.contexts(given, tokenizer, contexts.tokens.shape[1], bos=config.bos)
     return own, [own.names[document] for document in own.documents]

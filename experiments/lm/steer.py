@@ -53,6 +53,8 @@ def run(config, key, workdir):
     n = len(contexts.tokens)
     contexts = contexts.rows(np.unique(np.linspace(0, n - 1, min(n, config.judged)).astype(int)))
     special = tokenizer.special
+    if config.wanted > len(tokenizer.pieces):
+        raise ValueError(f"wanted must be at most the {len(tokenizer.pieces)} tokens that exist, got {config.wanted}")
     changes = [Change(int(j), config.rule, 1.0) for j in config.features]
     steered = steer.steering(
         model.config, sae, site, changes, reads=reads, special=special, keep_error=config.keep_error
@@ -139,6 +141,9 @@ def _prompts(config, model, tokenizer):
     prompts = [np.array([*bos, *tokenizer.encode(p).ids], np.int32) for p in config.prompts]
     if empty := [p for p, ids in zip(config.prompts, prompts, strict=True) if not len(ids)]:
         raise ValueError(f"the prompt {empty[0]!r} has no token, and the tokenizer no beginning of text: give a prompt")
+    if config.where == "prompt" and (unmoved := [p for p, ids in zip(config.prompts, prompts, strict=True)
+                                                 if np.isin(ids, tokenizer.special).all()]):  # fmt: skip
+        raise ValueError(f"the prompt {unmoved[0]!r} has no token to steer at: give a text, or where=generated or all")
     longest = max(map(len, prompts))
     if longest + config.tokens > model.config.context:
         raise ValueError(

@@ -74,14 +74,14 @@ class Index:
 
     def __init__(self) -> None:
         self.columns: dict[str, list[Any]] = {
-            k: [] for k in ("n", "text", "density", "max", "f1", "stability", "effect")
+            k: [] for k in ("n", "name", "text", "density", "max", "f1", "stability", "effect")
         }
 
     def add(self, record: Mapping[str, Any]) -> None:
         why = record.get("why") or {}
         row = {
-            "n": record["n"], "text": record.get("name") or why.get("text", ""), "density": record.get("density"),
-            "max": record["max"], "f1": why.get("f1"), "effect": record.get("effect"),
+            "n": record["n"], "name": record.get("name", ""), "text": why.get("text", ""), "f1": why.get("f1"),
+            "density": record.get("density"), "max": record["max"], "effect": record.get("effect"),
             "stability": stability(record),
         }  # fmt: skip
         for name, value in row.items():

@@ -2,7 +2,7 @@
 
 An example is a token with those around it. Groups of examples follow Bricken et al. 2023: the 20 largest activations,
 random ones from ten intervals of equal width between 0 and the largest, random ones of all, and silent tokens. Every
-choice is a function of (seed, latent), so that a page of one latent equals that of all.
+choice is a function of (seed, latent), so that a page of one latent shows what that of all does, up to rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,6 +302,7 @@ def records(
     if bad := [int(j) for j in asked if not 0 <= j < F]:
         raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {F - 1}")
     keep = subject.tokens.keep
+    half = f"the half of the {subject.tokens.halves} that it was not chosen on"
     weights = np.asarray(subject.sae.W_dec[...], np.float32)
     try:
         votes = lambda j: np.asarray(steer.logit_weights(subject.model, subject.site, weights[j]))  # noqa: E731
@@ -334,9 +335,13 @@ def records(
                 subject, int(j), rows, values, e, part, int(keep.sum()), None if logits is None else logits[i],
                 None if close is None else close[i],
             )  # fmt: skip
-            record["why"] = {"text": str(why.text[i]), "kind": str(why.kind[i])} | {
+            record["why"] = {"text": str(why.text[i]), "kind": str(why.kind[i]), "of": half} | {
                 name: _number(getattr(why, name)[i]) for name in ("f1", "precision", "recall", "auroc")
             }
+            if record["why"]["recall"] is None:  # the latent is silent there: nothing could be found
+                record["why"]["f1"] = None
+            elif why.members[i] > explain.SHOWN:
+                record["why"]["named_f1"] = _number(why.named_f1[i])
             if j in subject.names:
                 record["name"] = subject.names[int(j)]
             if len(doses) and logits is not None and len(rows):

@@ -53,6 +53,7 @@ def records(
     weights = np.asarray(sae.W_dec[...], np.float32)
     cosines = unit(weights) @ unit(np.asarray(directions, np.float32)).T
     largest = np.maximum(features.max(0), 1e-30)
+    share = lambda part, of: _number(part / of if of else np.nan)  # noqa: E731
     for j in latents:
         rows = np.flatnonzero(acts[:, j])
         values = acts[rows, j]
@@ -78,13 +79,11 @@ def records(
             "confusion": {
                 "closest generator": f"g{closest}", "cosine": _number(cosines[j, closest]), "both on": tp,
                 "latent alone": fp, "generator alone": fn, "both off": int((~true & ~said).sum()),
-                "precision": _number(tp / max(tp + fp, 1)), "recall": _number(tp / max(tp + fn, 1)),
-                "F1": _number(2 * tp / max(2 * tp + fp + fn, 1)),
+                "precision": share(tp, tp + fp), "recall": share(tp, tp + fn), "F1": share(2 * tp, 2 * tp + fp + fn),
             },
             "why": {
-                "text": f"generator g{closest} is on", "f1": _number(2 * tp / max(2 * tp + fp + fn, 1)),
-                "precision": _number(tp / max(tp + fp, 1)), "recall": _number(tp / max(tp + fn, 1)), "auroc": None,
-                "of": "all samples",
+                "text": f"generator g{closest} is on", "f1": share(2 * tp, 2 * tp + fp + fn),
+                "precision": share(tp, tp + fp), "recall": share(tp, tp + fn), "auroc": None, "of": "all samples",
             },
             "others": {}, "groups": [[name, *_number((low, high, share, mass)), first, last]
                                      for name, low, high, share, mass, first, last in e.groups],

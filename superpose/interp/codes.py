@@ -130,7 +130,8 @@ def write(
         there = place / "codes.json"
         if there.exists():
             held = _manifest(place)
-            if differ := sorted(k for k in about.keys() | held.keys() if about.get(k) != held.get(k)):
+            mine, theirs = _flat(about), _flat(held)
+            if differ := sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)):
                 raise CodesError(
                     f"{place} holds codes of something else ({', '.join(differ)} differ): choose another folder, or "
                     "delete that one"
@@ -191,13 +192,22 @@ def _write_part(place: Path, number: int, arrays: Mapping[str, np.ndarray]) -> N
     write_atomically(place / f"{number:06d}.json", json.dumps({"sums": sums}).encode())
 
 
+def _flat(about: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with each of its facts by its own name."""
+    facts = about.get("facts")
+    return {k: v for k, v in about.items() if k != "facts"} | {
+        f"facts.{k}": v for k, v in (facts if isinstance(facts, dict) else {}).items()
+    }
+
+
 def _manifest(place: Path) -> dict[str, Any]:
     try:
         found = json.loads((place / "codes.json").read_text())
         if not isinstance(found, dict):
             raise ValueError("not a table")
     except (OSError, ValueError) as error:
-        raise CodesError(f"{place} holds no codes of an SAE: make them first ({error})") from error
+        mend = f"delete {place} and make them again" if (place / "codes.json").exists() else "make them first"
+        raise CodesError(f"{place} holds no codes of an SAE: {mend} ({error})") from error
     return found
 
 

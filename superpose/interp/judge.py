@@ -22,6 +22,10 @@ MARKED = 0.3
 OPEN, CLOSE = b"<<", b">>"
 
 
+class Answer(ValueError):
+    """A judge's answer that is none; the message is one sentence for a person."""
+
+
 class Judged(NamedTuple):
     """Balanced accuracies of one explanation, NaN where a kind of text is missing, and how many texts were shown."""
 
@@ -53,16 +57,20 @@ def _asked(judge: Judge, explanation: str, yes: Sequence[str], no: Sequence[str]
     """Balanced accuracy; the texts are given in random order.
 
     Raises:
-        ValueError: the judge's answers are of another number or no numbers from 0 to 1.
+        Answer: the judge's answers are of another number or no numbers from 0 to 1.
     """
     if not yes or not no:
         return float("nan")
     texts, true = [*yes, *no], np.arange(len(yes) + len(no)) < len(yes)
     order = rng.permutation(len(texts))
-    said = np.asarray(judge(explanation, [texts[i] for i in order]), float)
+    answers = judge(explanation, [texts[i] for i in order])
+    try:
+        said = np.asarray([] if isinstance(answers, str) else answers, float)
+    except (TypeError, ValueError):
+        raise Answer(f"it must say numbers from 0 to 1, and said {str(answers)[:60]}") from None
     if said.shape != (len(texts),) or not ((said >= 0) & (said <= 1)).all():
-        raise ValueError(
-            f"the judge must say a number from 0 to 1 of each of the {len(texts)} texts, and said {np.shape(said)} "
+        raise Answer(
+            f"it must say a number from 0 to 1 of each of the {len(texts)} texts, and said {np.shape(said)} "
             f"numbers, {said.ravel()[:3].tolist()} first"
         )
     right = (said > 0.5) == true[order]
@@ -90,7 +98,7 @@ def score(
         each: texts with the feature, and as many without it.
 
     Raises:
-        ValueError: see ``Judge``.
+        Answer: see ``Judge``.
     """
     C, rng = contexts.tokens.shape[1], np.random.default_rng(seed)
     acts = np.zeros(len(keep), np.float32)

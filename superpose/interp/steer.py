@@ -12,6 +12,7 @@ same layer; h then is what stands at the one that it writes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -187,10 +188,12 @@ def steering(
         if change.rule not in RULES:
             raise ValueError(f"unknown rule {change.rule!r}: choose one of {', '.join(RULES)}")
         for latent in (change.latent, *([] if change.given is None else [change.given])):
-            if not 0 <= latent < sae.arch.d_sae:
+            if not isinstance(latent, Integral) or not 0 <= latent < sae.arch.d_sae:
                 raise ValueError(f"the SAE has no latent {latent}: they are 0 to {sae.arch.d_sae - 1}")
         if not (np.isfinite(change.value) and abs(change.value) < 1e30):
             raise ValueError(f"the value for latent {change.latent} must be finite and below 1e30, got {change.value}")
+        if change.given is not None and np.isnan(change.above):
+            raise ValueError(f"what latent {change.given} must be above is no number: give one, as above=0.0")
     for i, change in enumerate(changes):
         twice = [c for c in changes[:i] if c.latent == change.latent and "add" not in (c.rule, change.rule)]
         if any(None in (c.given, change.given) or c.given == change.given for c in twice):

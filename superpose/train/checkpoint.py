@@ -79,6 +79,8 @@ def lock(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise WorkdirError(f"another run is using {path}; wait for it or choose another work directory") from error
+        for left in filter(is_left_over, path.iterdir()):  # nobody else writes here
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -24,7 +24,7 @@ function short(x, digits = 3) {
   const size = Math.abs(x);
   return size >= 1e5 || size < 1e-3 ? x.toExponential(2) : String(+x.toPrecision(digits));
 }
-const share = x => (x === null ? "–" : x >= 0.1 ? (100 * x).toFixed(0) : x >= 0.001 ? +(100 * x).toPrecision(2) : (100 * x).toExponential(1)) + " %";
+const share = x => (x === null ? "–" : x === 0 ? "0" : x >= 0.1 ? (100 * x).toFixed(0) : x >= 0.001 ? +(100 * x).toPrecision(2) : (100 * x).toExponential(1)) + " %";
 
 const shown = new Map([["\n", "↵"], ["\t", "⇥"], ["\r", "␍"], ["\0", "␀"]]);
 // control and direction characters would act on the page, so they are named
@@ -157,7 +157,7 @@ function line(r, e, i, top, scale) {
       token.addEventListener("blur", unpoint);
       node.append(token);
     }
-    if (ids.length > Math.min(ids.length, at + NEAR + 1) - Math.max(0, at - NEAR)) node.append(make("button", { onclick: () => { wide = !wide; draw(); }, "aria-expanded": String(wide) }, wide ? "less" : "more"));
+    if (ids.length > Math.min(ids.length, at + NEAR + 1) - Math.max(0, at - NEAR)) node.append(make("button", { onclick: () => { wide = !wide; draw(); node.querySelector("button").focus(); }, "aria-expanded": String(wide) }, wide ? "less" : "more"));
     if (e.again[i]) node.append(make("span", { class: "again", title: `this ${OF} stands in a group above, too` }, "↑ shown above"));
   };
   node.addEventListener("keydown", event => {
@@ -205,20 +205,28 @@ function others(title, heads, columns, links) {
       links && k === 0 ? make("a", { href: place(column[i]) }, String(column[i])) : k ? short(column[i]) : String(column[i]))))));
 }
 
+// F1 and its parts; those that are undefined, and why
+function scores(why, named) {
+  if (why.f1 === null) return why.text ? `no score: silent on ${why.of}` : "";
+  const precision = why.precision === null ? "undefined, it holds nowhere there" : short(why.precision, 2);
+  return `F1 ${short(why.f1, 2)} (precision ${precision}, recall ${short(why.recall, 2)}${why.auroc === null ? "" : `, AUROC ${short(why.auroc, 2)}`}) on ${why.of}` +
+    (why.named_f1 === undefined ? "" : `; of the members that are named here alone, F1 ${short(why.named_f1, 2)}`) +
+    (why.detection === undefined ? "" : `; the judge's balanced accuracy${named ? " for the label above" : ""}: detection ${short(why.detection, 2)}, fuzzing ${short(why.fuzzing, 2)}`);
+}
+
 async function feature(n) {
   const r = await record(n);
   if (+location.hash.slice(1) !== n) return;  // another was asked for meanwhile
   if (!r) {
+    document.title = `no feature ${n} · ${about.title}`;
     main.replaceChildren(make("p", {}, place(n) !== "#" + n ? make("a", { href: place(n) }, `Feature ${n} is in another file.`) : `There is no feature ${n} here: they are listed in the index.`));
     return;
   }
   const [before, after] = [neighbour(n, -1), neighbour(n, 1)];
   const side = make("section", { "aria-label": "About the feature" });
-  side.append(make("h2", {}, `Feature ${n}`, r.name ? `: ${r.name}` : ""),
+  side.append(make("h2", {}, `Feature ${n}`, r.name ? make("bdi", {}, `: ${visible(r.name)}`) : ""),
     make("p", { class: "tools" }, before !== null ? make("a", { href: place(before), rel: "prev" }, "previous") : "", " ", after !== null ? make("a", { href: place(after), rel: "next" }, "next") : ""));
-  if (r.why) side.append(make("p", {}, make("bdi", {}, r.why.text || "no predicate fits"), " ", make("span", { class: "note" },
-    `F1 ${short(r.why.f1, 2)} (precision ${short(r.why.precision, 2)}, recall ${short(r.why.recall, 2)}${r.why.auroc == null ? "" : `, AUROC ${short(r.why.auroc, 2)}`}) on ${r.why.of || "the half of the texts that it was not chosen on"}` +
-    (r.why.detection === undefined ? "" : `; the judge's balanced accuracy${r.name ? " for the label above" : ""}: detection ${short(r.why.detection, 2)}, fuzzing ${short(r.why.fuzzing, 2)}`))));
+  if (r.why) side.append(make("p", {}, make("bdi", {}, r.why.text || "no predicate fits"), " ", make("span", { class: "note" }, scores(r.why, r.name))));
   const dead = !r.on;
   side.append(make("p", {}, dead ? make("strong", {}, `Dead: silent on all ${OF}s. `) : `On at ${share(r.density)} of the ${OF}s (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
     r.found ? make("span", { class: "badge" }, `found in ${r.found[0]} of ${r.found[1]} other SAEs`) : "",
@@ -251,10 +259,12 @@ async function feature(n) {
   }
   if (dead) body.prepend(make("p", {}, `A dead feature has no examples of its own; silent ${OF}s are shown.`));
   main.replaceChildren(make("div", { class: "feature" }, side, body));
-  document.title = `${n}${r.name ? " " + r.name : ""} · ${about.title}`;
+  document.title = `${n}${r.name ? " " + visible(r.name) : ""} · ${about.title}`;
 }
 
-const COLUMNS = [["n", "feature"], ["text", "explanation"], ["density", "density"], ["max", "largest"], ["f1", "F1"], ["stability", "stability"], ["effect", "loss effect"]];
+const TEXTS = ["name", "text"], words = i => TEXTS.map(key => (index[key] && index[key][i]) || "");
+const called = i => visible(words(i).find(text => text) || "");
+const COLUMNS = [["n", "feature"], ["name", "label"], ["text", "explanation"], ["f1", "its F1"], ["density", "density"], ["max", "largest"], ["stability", "stability"], ["effect", "loss effect"]];
 let sorted = { key: "n", down: false };
 
 function listing() {
@@ -263,22 +273,28 @@ function listing() {
   let most = 300;
   const fill = () => {
     const wanted = box.value.toLowerCase();
-    let rows = index.n.map((_, i) => i).filter(i => !wanted || `${index.n[i]} ${index.text ? index.text[i] : ""}`.toLowerCase().includes(wanted));
+    let rows = index.n.map((_, i) => i).filter(i => !wanted || `${index.n[i]} ${words(i).join(" ")}`.toLowerCase().includes(wanted));
     const value = i => index[sorted.key][i], turn = sorted.down ? -1 : 1;
     rows.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === null || y === null) return (x === null) - (y === null);
+      const none = v => v === null || v === "";
+      if (none(x) || none(y)) return none(x) - none(y);
       return turn * (typeof x === "string" ? x.localeCompare(y) : x - y);
     });
     body.replaceChildren(...rows.slice(0, most).map(i => make("tr", {}, keys.map(([key]) => key === "n"
       ? make("td", { class: "number" }, make("a", { href: place(index.n[i]) }, String(index.n[i])))
-      : key === "text" ? make("td", {}, make("bdi", {}, index.text[i])) : make("td", { class: "number" }, short(index[key][i]))))));
+      : TEXTS.includes(key) ? make("td", {}, make("bdi", {}, visible(index[key][i] || ""))) : make("td", { class: "number" }, short(index[key][i]))))));
     count.replaceChildren(`${rows.length} features${rows.length > most ? `, the first ${most} shown ` : ""}`);
-    if (rows.length > most) count.append(make("button", { onclick: () => { most *= 4; fill(); } }, "more"));
+    if (rows.length > most) count.append(make("button", { onclick: () => {
+      const before = most;
+      most *= 4;
+      fill();
+      body.children[before].querySelector("a").focus();
+    } }, "more"));
     for (const th of head.children) th.setAttribute("aria-sort", th.dataset.key === sorted.key ? (sorted.down ? "descending" : "ascending") : "none");
   };
-  for (const [key, name] of keys) head.append(make("th", { class: key === "text" ? null : "number", "data-key": key, scope: "col" }, make("button", { onclick: () => {
-    sorted = { key, down: sorted.key === key ? !sorted.down : key !== "n" && key !== "text" };
+  for (const [key, name] of keys) head.append(make("th", { class: TEXTS.includes(key) ? null : "number", "data-key": key, scope: "col" }, make("button", { onclick: () => {
+    sorted = { key, down: sorted.key === key ? !sorted.down : key !== "n" && !TEXTS.includes(key) };
     fill();
   } }, name)));
   box.addEventListener("input", fill);
@@ -293,7 +309,7 @@ function map() {
   const svg = make("svg", { viewBox: `0 0 ${size} ${size}`, width: size, role: "group", "aria-label": "map of directions; the index lists the same features" });
   const points = index.n.map((_, i) => [10 + (size - 20) * (index.x[i] - x0) / (x1 - x0 || 1), 10 + (size - 20) * (1 - (index.y[i] - y0) / (y1 - y0 || 1))]);
   index.n.forEach((n, i) => svg.append(make("a", { href: place(n), tabindex: -1, "aria-label": `feature ${n}` },
-    make("circle", { class: "dot on", r: 4, cx: points[i][0], cy: points[i][1] }, make("title", {}, `${n} ${index.text ? index.text[i] : ""}`)))));
+    make("circle", { class: "dot on", r: 4, cx: points[i][0], cy: points[i][1] }, make("title", {}, `${n} ${called(i)}`)))));
   // where there are few, their names beside them, each at the first of four places that is free; else its number; else none
   const taken = points.map(([x, y]) => [x - 5, y - 5, x + 5, y + 5]);
   const put = (name, x, y) => [["start", 7, 4], ["end", -7, 4], ["middle", 0, -8], ["middle", 0, 16]].some(([anchor, dx, dy]) => {
@@ -304,7 +320,7 @@ function map() {
     return true;
   });
   if (points.length <= 60) points.forEach(([x, y], i) => {
-    const text = ((index.text && index.text[i]) || "").replace(/ \(the best detector.*$/, ""), brief = text.length > 26 ? text.slice(0, 25) + "…" : text;
+    const text = called(i).replace(/ \(the best detector.*$/, ""), brief = text.length > 26 ? `${index.n[i]} ${text.slice(0, 21)}…` : text;
     (brief && put(brief, x, y)) || put(`${index.n[i]}`, x, y);
   });
   main.replaceChildren(make("h2", {}, "Map of directions"), make("p", { class: "note" }, about.map || ""), svg);
@@ -322,7 +338,7 @@ function prompts() {
     const choose = () => panel.replaceChildren(make("h3", {}, make("bdi", { dir: "ltr" }, quoted(id)), ` at place ${t}`), features.length
       ? make("table", {}, make("tr", {}, ["feature", "activation", "of its largest", "explanation"].map(h => make("th", {}, h))), features.map(([n, act, part]) => make("tr", {},
         make("td", {}, make("a", { href: place(n) }, String(n))), make("td", { class: "number" }, short(act)), make("td", { class: "number" }, share(part)),
-        make("td", {}, make("bdi", {}, index.text && rowOf.has(n) ? index.text[rowOf.get(n)] : "")))))
+        make("td", {}, make("bdi", {}, rowOf.has(n) ? called(rowOf.get(n)) : "")))))
       : make("p", {}, "No feature of this file is on here."));
     token.addEventListener("click", choose);
     token.addEventListener("keydown", event => { if (event.key === "Enter" || event.key === " ") { choose(); event.preventDefault(); } });
@@ -342,10 +358,16 @@ async function route() {
   else if (where === "map") map();
   else if (where === "prompts") prompts();
   else listing();
+  if (["map", "prompts"].includes(where)) document.title = `${where === "map" ? "Map" : "Texts"} · ${about.title}`;
+  if (where === "search") document.getElementById("search").focus();
   main.dataset.view = where || "index";
 }
 document.querySelector(".skip").addEventListener("click", event => { main.focus(); event.preventDefault(); });
-addEventListener("hashchange", async () => { await route(); scrollTo(0, 0); main.focus({ preventScroll: true }); });
+addEventListener("hashchange", async () => {
+  await route();
+  scrollTo(0, 0);
+  if (location.hash !== "#search") main.focus({ preventScroll: true });
+});
 document.getElementById("go").addEventListener("submit", event => {
   event.preventDefault();
   const n = document.getElementById("number").value.trim();
@@ -356,6 +378,10 @@ addEventListener("keydown", event => {
   const step = { j: 1, k: -1 }[event.key];
   const to = step && /^#\d+$/.test(location.hash) ? neighbour(+location.hash.slice(1), step) : null;
   if (to !== null) location.href = place(to);
-  else if (event.key === "/") { const box = document.getElementById("search"); if (box) { box.focus(); event.preventDefault(); } }
+  else if (event.key === "/") {
+    event.preventDefault();
+    const box = document.getElementById("search");
+    if (box) box.focus(); else location.href = (about.home === about.file ? "" : "./" + encodeURIComponent(about.home)) + "#search";
+  }
 });
 route();
