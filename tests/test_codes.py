@@ -152,7 +152,7 @@ def test_planted_predicates_are_found(planted):
     found = explain.explain(units, tokens)
     of = dict(zip(names, zip(*found, strict=True), strict=True))
     for name in ("token", "token before", "pair"):
-        kind, _, chosen, precision, recall, f1, members, named, auroc, _, single = of[name]
+        kind, _, chosen, precision, recall, f1, members, named, auroc, _, single, _ = of[name]
         assert kind == name
         assert chosen == precision == recall == f1 == named == auroc == 1
         assert members == {"token": 2, "token before": 3, "pair": 2}[name]

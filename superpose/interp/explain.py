@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import sparse, stats
 
-from superpose.interp.labels import first_half
+from superpose.interp.labels import Resampling, first_half
 from superpose.lm.text import written
 
 PLACES = (1, 4, 16)
@@ -136,6 +136,17 @@ class Tokens:
             for name, (key, firsts) in self.families.items()
         }
 
+    def by_group(self, again: Resampling) -> dict[str, Any]:
+        """Of each family and of the predicates: how often each member occurs in each group where they are scored."""
+        rows, G = np.flatnonzero(self.score), again.weights.shape[1]
+        place, one = again.group[rows], np.ones(len(rows), np.float32)
+        found = {
+            name: sparse.csr_array((one, (place, key[rows])), shape=(G, len(firsts))).tocsc()
+            for name, (key, firsts) in self.families.items()
+        }
+        inside = sparse.csr_array((one, (place, rows)), shape=(G, len(self.ids)))
+        return found | {"label": (inside @ self.predicates[1]).toarray()}
+
     @cached_property
     def predicates(self) -> tuple[list[str], sparse.csc_array]:
         """Names, and [N, P], where each holds: places, patterns and labels."""
@@ -177,6 +188,7 @@ class Explanations(NamedTuple):
             where the predicate holds nowhere or everywhere.
         tokens: on which the unit is on, in both halves.
         single: whether the 20 largest activations are all on one token (fewer than 20 are compared with each other).
+        draws: F1 in resamplings of the other half's documents; none where ``explain`` was given none.
     """
 
     kind: np.ndarray
@@ -190,6 +202,7 @@ class Explanations(NamedTuple):
     auroc: Float[np.ndarray, " U"]
     tokens: np.ndarray
     single: np.ndarray
+    draws: Float[np.ndarray, "U draws"]
 
 
 def _f1(hits: Any, said: Any, true: Any) -> Any:
@@ -225,14 +238,19 @@ def _set(members: np.ndarray, hits: np.ndarray, totals: np.ndarray, active: floa
     return members[:cut], hits[:cut]
 
 
-def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
+def explain(units: sparse.csc_array, tokens: Tokens, again: Resampling | None = None) -> Explanations:
     """The best predicate of each unit.
 
     Args:
         units: [N, U], what units say of every row, 0 where they are silent; ``codes.Codes.block`` gives such.
         tokens: the rows.
+        again: resamplings of the rows' documents.
     """
     N, U = units.shape
+    G = 0 if again is None else again.weights.shape[1]
+    weights = np.zeros((0, 0), int) if again is None else again.weights
+    groups = np.zeros(N, int) if again is None else again.group
+    said_by_group = tokens.by_group(again) if again is not None else {}
     if len(tokens.ids) != N:
         raise ValueError(f"the units speak of {N} tokens and {len(tokens.ids)} are given")
     on = sparse.csc_array((np.ones(units.nnz), units.indices, units.indptr), shape=units.shape).T.tocsr()
@@ -271,7 +289,8 @@ def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
         single = len(top) > 1 and bool((top == top[0]).all())
         if not active[both, u]:
             nan = float("nan")
-            out.append(("", "", 0.0, nan, nan, 0.0, 0, 0.0, nan, len(rows), single))
+            silence = np.zeros(len(weights))
+            out.append(("", "", 0.0, nan, nan, 0.0, 0, 0.0, nan, len(rows), single, silence))
             continue
         here, there = (0, 1) if active[0, u] and active[1, u] else (both, both)
         rivals = {family: rival(u, family, here, there) for family in ("label", *counts)}
@@ -285,6 +304,7 @@ def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
             text, chosen_f1, said = names[i], float(label_f1[both][u, i]), label_totals[last][i]
             holds = np.isin(scored, parts[last].indices[parts[last].indptr[i] : parts[last].indptr[i + 1]])
             size, named_f1 = 1, float(_f1(holds.sum(), said, active[last, u]))
+            each = said_by_group["label"][:, i] if G else np.zeros(0)
         else:
             chosen, hits = members(u, family, both)
             totals = tokens._totals[family]
@@ -294,13 +314,16 @@ def explain(units: sparse.csc_array, tokens: Tokens) -> Explanations:
             where = tokens.families[family][0][scored]
             said, holds = totals[last][chosen].sum(), among[where]
             size, named = len(chosen), chosen[:SHOWN]
+            each = said_by_group[family][:, chosen].sum(1) if G else np.zeros(0)
             named_f1 = float(_f1(np.isin(where, named).sum(), totals[last][named].sum(), active[last, u]))
             text = _text(family, named, size, tokens)
         right = int(holds.sum())
         auroc = _auroc(values[inside], holds, int(said), everywhere - int(said))
         shares = [right / n if n else float("nan") for n in (said, active[last, u])]
         f1 = float(_f1(right, said, active[last, u]))
-        out.append((family, text, chosen_f1, *shares, f1, size, named_f1, auroc, len(rows), single))
+        true, hits = (np.bincount(groups[some], minlength=G)[:G] for some in (scored, scored[holds]))
+        draws = _f1(weights @ hits, weights @ each, weights @ true)
+        out.append((family, text, chosen_f1, *shares, f1, size, named_f1, auroc, len(rows), single, draws))
     return Explanations(*(np.array(column) for column in zip(*out, strict=True)))
 
 

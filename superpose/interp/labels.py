@@ -62,6 +62,26 @@ def first_half(documents: Any) -> np.ndarray:
     return np.asarray(documents) % 2 == 0
 
 
+class Resampling(NamedTuple):
+    """Documents drawn anew, by groups: the group of each row [N], and how often each group is drawn [draws, G]."""
+
+    group: Int[np.ndarray, " N"]
+    weights: Int[np.ndarray, "draws G"]
+
+
+def resampling(documents: Int[np.ndarray, " N"], groups: int = 40, draws: int = 500, seed: int = 0) -> Resampling:
+    """Of rows of some documents; the documents of each half go to ``groups`` groups by turn, or to one each where there
+    are fewer.
+
+    >>> resampling(np.array([4, 4, 5, 6, 7]), groups=2).group.tolist()
+    [0, 0, 0, 1, 1]
+    """
+    turn = np.unique(documents, return_inverse=True)[1].reshape(-1) // 2
+    groups = min(groups, int(turn.max()) + 1)
+    weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws)
+    return Resampling(turn % groups, weights)
+
+
 DENSE = 0.05
 """Where more than this share of the values is above 0, they are counted as a whole, else as a sparse matrix."""
 
