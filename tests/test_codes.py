@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy import sparse
+from sklearn.metrics import roc_auc_score
 
-from superpose.interp import codes, compare, explain, judge, probe
+from superpose.interp import codes, compare, explain, judge, labels, probe
 from superpose.interp.codes import CodesError
 from superpose.lm.text import Contexts
 from superpose.lm.transformer import Config, Transformer
@@ -265,6 +266,32 @@ def test_scores_are_counted_over_all_tokens_of_the_other_half(planted):
     assert found.tokens.tolist() == (values != 0).sum(0).tolist()
 
 
+def test_resampled_documents_give_the_scores_of_those_texts(planted):
+    """F1 of each draw, counted by hand from the documents drawn; of a label, of a set, and of a silent unit."""
+    names, tokens, units, values = planted
+    documents = np.repeat(tokens._contexts.documents, tokens._contexts.tokens.shape[1])
+    again = labels.resampling(documents, groups=7, draws=20, seed=1)
+    assert np.array_equal(np.bincount(again.group[tokens.score]) > 0, np.ones(7, bool))
+    assert (again.weights.sum(1) == 7).all()
+    noisy = values * (np.random.default_rng(2).random(values.shape) < 0.4)
+    noisy[..., 1] += (np.random.default_rng(3).random(len(values)) < 0.01) * tokens.keep
+    found = explain.explain(sparse.csc_array(noisy), tokens, again)
+    counts = again.weights[:, again.group] * tokens.score  # [draws, N]
+    ids = tokens.ids.reshape(tokens._contexts.tokens.shape)
+    before = np.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    pair = (((before == 3) & (ids == 5)) | ((before == 2) & (ids == 6))).reshape(-1) & tokens.keep
+    b = np.unpackbits(tokens._contexts.labels, axis=2, count=3)[..., 1].reshape(-1).astype(bool) & tokens.keep
+    for name, kind, holds in (("pair", "pair", pair), ("label", "label", b)):
+        u = names.index(name)
+        on = noisy[:, u] != 0
+        assert found.kind[u] == kind
+        want = 2 * (counts @ (on & holds)) / (counts @ on + counts @ holds)
+        np.testing.assert_allclose(found.draws[u], want, rtol=1e-9)
+    assert np.ptp(found.draws[names.index("label")]) > 0
+    assert not found.draws[names.index("silent")].any()
+    assert explain.explain(units, tokens).draws.shape == (len(names), 0)
+
+
 def test_tokens_that_match_a_pattern_are_a_predicate(planted):
     _, tokens, _, _ = planted
     words = [b"7", b" 12", b"\xd8", "\u05d0\u05d1".encode(), b" Word", b"", *(f"x{i}".encode() for i in range(19))]
@@ -485,6 +512,14 @@ def test_probes_read_what_was_planted_and_nothing_else():
     np.testing.assert_allclose(found.accuracy[1], [0.773, 0.856], atol=0.03)  # Phi(0.75), Phi(1.5 / sqrt 2)
     np.testing.assert_allclose(found.auroc[2], 0.5, atol=0.04)
     assert np.isnan(found.auroc[3]).all()
+    again = labels.resampling(np.arange(N) // 30, groups=9, draws=30)
+    drawn = probe.probe(x, y, fit, score, ks=(1, 2), again=again)
+    np.testing.assert_array_equal(drawn.auroc, found.auroc)
+    assert np.isnan(drawn.draws[:, 3]).all()
+    values, true = x[:, found.units[1, 0]] * (1 if found.units[1, 0] == 5 else -1), y[:, 1]
+    for weights, said in zip(again.weights[:4], drawn.draws[:4, 1, 0], strict=True):
+        want = roc_auc_score(true[score], values[score], sample_weight=weights[again.group][score])
+        assert said == pytest.approx(want, abs=1e-3)
     thin = probe.probe(sparse.csc_array(x), y, fit, score, ks=(1, 2))
     np.testing.assert_allclose(thin.auroc, found.auroc, atol=1e-6)
     elsewhere = x.copy()

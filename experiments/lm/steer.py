@@ -188,8 +188,10 @@ def draw(results, config):
         "shuffled": "shuffled direction",
         "other": "another latent",
     }
+    words = ", ".join(map(repr, map(str, results["wanted_words"])))
+    axes[0, 0].set_title(f"votes: {words if len(words) <= 70 else words[:69] + '…'}", fontsize=10)
     for ax, field, what in (
-        (axes[0, 0], "wanted", f"change of log p of {', '.join(map(repr, map(str, results['wanted_words'])))}"),
+        (axes[0, 0], "wanted", "change of log p of the strongest votes, nats"),
         (axes[0, 1], "kl", "KL(clean || steered), nats a token"),
     ):
         for i, name in enumerate(NAMES):
