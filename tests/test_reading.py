@@ -363,6 +363,54 @@ def test_a_hugging_face_folder_with_an_sae_that_knows_folded_norms(tmp_path):
 
 
 @pytest.mark.ci
+def test_a_gemma_2_folder_with_a_folder_of_gemma_scope(tmp_path):
+    """Sizes aside as the hub has them: the SAE's site is known by its folder's name alone; pages and steering."""
+    config = {
+        "model_type": "gemma2", "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "vocab_size": 24, "num_hidden_layers": 2, "intermediate_size": 32, "sliding_window": 8,
+        "query_pre_attn_scalar": 8, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (24, 16), "model.norm.weight": (16,)}
+    for layer in (f"model.layers.{i}" for i in range(2)):
+        shapes |= {f"{layer}.self_attn.{n}_proj.weight": s for n, s in
+                   (("q", (16, 16)), ("k", (8, 16)), ("v", (8, 16)), ("o", (16, 16)))}  # fmt: skip
+        shapes |= {f"{layer}.mlp.{n}_proj.weight": s for n, s in
+                   (("gate", (32, 16)), ("up", (32, 16)), ("down", (16, 32)))}  # fmt: skip
+        shapes |= {f"{layer}.{n}_layernorm.weight": (16,) for n in
+                   ("input", "post_attention", "pre_feedforward", "post_feedforward")}  # fmt: skip
+    place = tmp_path / "gemma-2-2b"
+    test_lm_files.written(place, config, test_lm_files.random_tensors(shapes))
+    letters = {c: i + 1 for i, c in enumerate(" abcdefghijklmnopqrst")}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, **letters, "<bos>": 22, "<eos>": 23}, "?"))
+    tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.save(str(place / "tokenizer.json"))
+    (place / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "eos_token": "<eos>"}')
+    (tmp_path / "texts.txt").write_text("a man and a plan\nbeside a canal\n" * 60)
+    arch = Architecture(16, 24, "jumprelu", center=False)
+    rng = np.random.default_rng(1)
+    params = {n: (rng.normal(size=s) * 0.3).astype(np.float32) for n, s in arch.shapes().items()}
+    params["threshold"] = np.full(24, 0.5, np.float32)
+    sae = tmp_path / "gemma-scope-2b-pt-res" / "layer_1" / "width_16k" / "average_l0_71"
+    formats.write_gemma_scope(sae, arch, params)
+    of = {"model": str(place), "sae": str(sae), "corpus.path": str(tmp_path / "texts.txt"), "context": 32}
+    arrays, _ = run("dashboard", tmp_path, **of, tokens=1500, features=tuple(range(24)), page=str(tmp_path / "p.html"))
+    model = checkpoints.read(place)
+    contexts = text.contexts(text.from_files(tmp_path / "texts.txt"), text.read_tokenizer(place, 24), 32, tokens=1500)
+    assert contexts.tokens[0, 0] == 22
+    x = np.asarray(model(contexts.tokens, capture=["resid_post.1"]).captured["resid_post.1"], np.float64)
+    pre = x @ params["W_enc"] + params["b_enc"]
+    acts = np.where(pre > 0.5, pre, 0) * (contexts.mask & (contexts.tokens < 22))[..., None]
+    np.testing.assert_allclose(arrays["max"], acts.max((0, 1)), rtol=1e-3, atol=1e-4)
+    assert np.isfinite(arrays["effect"]).sum() == (acts.max((0, 1)) > 0).sum() > 10
+    (tmp_path / "steer").mkdir()
+    loudest = int(acts.max((0, 1)).argmax())
+    steered, _ = run("steer", tmp_path / "steer", **of, prompts=("a man",), features=(loudest,))
+    assert steered["nowhere"] == 0
+    assert (steered["feature_kl"][steered["strengths"] != 0] > 0).all()
+
+
+@pytest.mark.ci
 def test_a_gemma_scope_sae_and_a_transcoder_on_labelled_texts(folder, tmp_path):  # noqa: F811
     """JumpReLU weights without a word on their site, and one that reads another site than it writes; labels explain."""
     rng = np.random.default_rng(0)
