@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-reading reproduce-stories test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-reading reproduce-stories reproduce-all test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -59,59 +59,26 @@ $(PEERS)/.ready: requirements-peers.txt
 
 # ---- what one does with them
 
-reproduce: $(READY) ## train and draw every figure into figures/, then print the table of claims
-	$(PY) -m experiments.run --config=configs/toy/superposition_demo.py
-	$(PY) -m experiments.run --config=configs/toy/superposition_demo.py:rescaled
-	$(PY) -m experiments.run --config=configs/toy/pentagon.py
-	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py
-	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:n3m2
-	$(PY) -m experiments.run --config=configs/toy/phase_diagram.py:nobias
-	$(PY) -m experiments.run --config=configs/toy/sweep.py
-	$(PY) -m experiments.ledger
+reproduce: $(READY) ## train and draw the main figures into figures/, then print the table of claims
+	$(PY) -m experiments.reproduce main --anew
 
 reproduce-toy: $(READY) ## the same for more figures of the toy models (about 20 minutes on 2 cores)
-	$(PY) -m experiments.run --config=configs/toy/geometry.py
-	$(PY) -m experiments.run --config=configs/toy/perturbed_pentagon.py
-	$(PY) -m experiments.run --config=configs/toy/correlated.py
-	$(PY) -m experiments.run --config=configs/toy/privileged_basis.py
-	$(PY) -m experiments.run --config=configs/toy/absolute_value.py
-	$(PY) -m experiments.run --config=configs/toy/loss_expansion.py
-	$(PY) -m experiments.ledger
+	$(PY) -m experiments.reproduce toy --anew
 
 reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
-	$(PY) -m experiments.run --config=configs/sae/toy_to_sae.py
-	$(PY) -m experiments.run --config=configs/sae/absorption.py
-	$(PY) -m experiments.run --config=configs/sae/hedging.py
-	$(PY) -m experiments.run --config=configs/sae/matryoshka_tree.py
-	$(PY) -m experiments.run --config=configs/sae/recovery.py
-	$(PY) -m experiments.run --config=configs/sae/recipes.py
-	$(PY) -m experiments.run --config=configs/sae/pareto.py
-	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py
-	$(PY) -m experiments.run --config=configs/sae/synth_benchmark.py:4k
-	$(PY) -m experiments.ledger
+	$(PY) -m experiments.reproduce sae --anew
 
 reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two and a half hours)
-	$(PY) -m experiments.run --config=configs/lm/one_layer.py
-	$(PY) -m experiments.run --config=configs/lm/scripts.py
-	$(PY) -m experiments.run --config=configs/lm/scripts.py:rare
-	$(PY) -m experiments.run --config=configs/lm/small.py
-	$(PY) -m experiments.ledger
+	$(PY) -m experiments.reproduce lm --anew
 
 reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm (about an hour for each of the two on 2 cores)
-	$(PY) -m experiments.run --config=configs/lm/monosemantic.py
-	$(PY) -m experiments.run --config=configs/lm/monosemantic.py:scripts
-	$(PY) -m experiments.run --config=configs/lm/universality.py
-	$(PY) -m experiments.run --config=configs/lm/universality.py:scripts
-	$(PY) -m experiments.run --config=configs/lm/splitting.py
-	$(PY) -m experiments.run --config=configs/lm/splitting.py:scripts
-	$(PY) -m experiments.run --config=configs/lm/predictable.py
-	$(PY) -m experiments.run --config=configs/lm/predictable.py:scripts
-	$(PY) -m experiments.run --config=configs/sae/world_page.py
-	$(PY) -m experiments.ledger
+	$(PY) -m experiments.reproduce reading --anew
 
 reproduce-stories: $(READY) ## the same for llama2.c's stories260K.bin, which lies here with tok512.bin
-	$(PY) -m experiments.run --config=configs/lm/stories.py
-	$(PY) -m experiments.ledger
+	$(PY) -m experiments.reproduce stories --anew
+
+reproduce-all: $(READY) ## every figure that is not made by this config and this code (about six hours on 2 cores)
+	$(PY) -m experiments.reproduce
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -1,11 +1,12 @@
-"""The table of claims: what was expected, from where, what was measured, and whether it holds.
+"""The table of claims: what was expected, from where, what was measured, and whether it holds; and all figures.
 
-python -m experiments.ledger            writes REPRODUCTION.md from figures/*.json
-python -m experiments.ledger --check    exits with 1 if REPRODUCTION.md is not what figures/*.json say
+python -m experiments.ledger            writes REPRODUCTION.md and docs/gallery.md from figures/*.json
+python -m experiments.ledger --check    exits with 1 if they are not what figures/*.json say
 """
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,22 +124,68 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+WINGS = {"toy": "Toy models", "sae": "Sparse autoencoders", "lm": "Language models"}
+"""Folder of an experiment -> the heading of its figures."""
+
+
+def gallery(results: dict[str, dict], pictures: dict[str, list[str]]) -> str:
+    """docs/gallery.md: every figure with its command, its time and its claims.
+
+    Args:
+        results: name -> the .json of a result.
+        pictures: name -> its files in figures/.
+    """
+    lines = [
+        "# Gallery",
+        "",
+        "Made by `python -m experiments.ledger` from `figures/*.json`; do not edit. Each figure is that of a full",
+        "config; its claims, those that fail among them, stand in [REPRODUCTION.md](../REPRODUCTION.md).",
+    ]
+    for wing, heading in WINGS.items():
+        own = {name: about for name, about in results.items() if about["config"]["experiment"].startswith(f"{wing}.")}
+        if own:
+            lines += ["", f"## {heading}"]
+        for name, about in own.items():
+            claims = about["claims"]
+            lines += [
+                "",
+                f"### {name}",
+                "",
+                f"`{about['command']}`, {about['seconds']:.0f} s on {about['device']}; "
+                f"{sum(c['holds'] for c in claims)} of {len(claims)} [claims](../REPRODUCTION.md#{name}) hold.",
+                *(line for file in pictures[name] for line in ("", f"![{name}](../figures/{file})")),
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def pictures(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """name -> its .png files: each belongs to the longest name that it starts with."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for path in sorted(folder.glob("*.png")):
+        own = [name for name in found if path.stem == name or path.stem.startswith(f"{name}_")]
+        if own:
+            found[max(own, key=len)].append(path.name)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figures", type=Path, default=ROOT / "figures", help="folder with the results")
     parser.add_argument("--out", type=Path, default=ROOT / "REPRODUCTION.md", help="the table")
+    parser.add_argument("--gallery", type=Path, default=ROOT / "docs" / "gallery.md", help="the page of all figures")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is out of date")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         results = {path.stem: load(path.with_suffix(""))[1] for path in sorted(args.figures.glob("*.json"))}
         if not results:
             raise ResultError(f"there are no results in {args.figures}: run `make reproduce` first")
         text = table(results)
-        if args.check:
-            if not args.out.is_file() or args.out.read_text() != text:
-                raise ResultError(f"{args.out} is not what {args.figures} says: run python -m experiments.ledger")
-        else:
-            write_atomically(args.out, text.encode())
+        pages = {args.out: text, args.gallery: gallery(results, pictures(args.figures, results))}
+        for path, page in pages.items():
+            if not args.check:
+                write_atomically(path, page.encode())
+            elif not path.is_file() or path.read_text() != page:
+                raise ResultError(f"{path} is not what {args.figures} says: run python -m experiments.ledger")
     except (ResultError, WorkdirError) as error:
         print(error, file=sys.stderr)
         return 1

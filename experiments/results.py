@@ -20,6 +20,12 @@ class ResultError(RuntimeError):
     """A result file that can't be used; the message is one sentence for a person."""
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A ConfigDict as JSON would give it back (tuples are lists)."""
+    found: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return found
+
+
 def code_fingerprint(experiment: str) -> str:
     """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the library and its wing."""
     wing = (ROOT / "experiments" / experiment.replace(".", "/")).parent

@@ -61,11 +61,6 @@ def _flat(config: dict, prefix: str = "") -> dict:
     return out
 
 
-def _plain(config) -> dict:
-    """A ConfigDict as JSON would give it back (tuples are lists)."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
 def _leaves(value):
     return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list) else [value]
 
@@ -80,12 +75,12 @@ def _identify(config) -> tuple[str, bool]:
         module = importlib.import_module(f"configs.{config.experiment}")
     except ModuleNotFoundError:
         raise ValueError(f"there is no experiment {config.experiment!r}: leave config.experiment as it is") from None
-    for key, value in _flat(_plain(config)).items():
+    for key, value in _flat(results.plain(config)).items():
         if any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(value)):
             raise ValueError(f"config.{key} must be finite, got {value}")
-    untouched = _plain(module.get_config(config.variant)) == _plain(config)
+    untouched = results.plain(module.get_config(config.variant)) == results.plain(config)
     name = config.experiment.split(".")[-1] + ("" if config.variant == "full" else f"_{config.variant}")
-    return (name if untouched else f"{name}-{_digest(_plain(config))}"), untouched
+    return (name if untouched else f"{name}-{_digest(results.plain(config))}"), untouched
 
 
 def _claim_workdir(workdir: Path, config: dict, code: str) -> None:
@@ -171,7 +166,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     home = Path(workdir) if workdir else Path("runs") / name
     official = untouched and config.variant != "quick"
     base = Path(out or ("figures" if official else home / "result")) / name
-    plain, code = _plain(config), results.code_fingerprint(config.experiment)
+    plain, code = results.plain(config), results.code_fingerprint(config.experiment)
 
     if draw_only:
         arrays, about = results.load(base)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import ledger, results
+from experiments import ledger, reproduce, results
 from experiments.ledger import Claim
 from superpose.train.checkpoint import WorkdirError
 from superpose.worlds import prng
@@ -307,8 +307,21 @@ def test_committed_figures_are_made_by_the_full_configs():
         assert path.with_suffix(".png").exists()
 
 
-def test_every_full_config_has_its_figure_and_its_line_in_the_makefile():
-    recipe = (ROOT / "Makefile").read_text()
+def test_the_gallery_has_every_figure_and_every_picture_once():
+    found = {p.stem: results.load_about(p) for p in sorted((ROOT / "figures").glob("*.json"))}
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    assert page == ledger.gallery(found, ledger.pictures(ROOT / "figures", found))
+    for path in (ROOT / "figures").glob("*.png"):
+        assert page.count(f"(../figures/{path.name})") == 1
+    assert set(re.findall(r"^### (.*)$", page, re.MULTILINE)) == set(found)
+    assert ledger.pictures(ROOT / "figures", ("monosemantic", "monosemantic_scripts")) == {
+        name: [f"{name}.png", f"{name}_explained.png"] for name in ("monosemantic", "monosemantic_scripts")
+    }
+
+
+def test_every_full_config_has_its_figure_and_its_group():
+    listed = [config for group in reproduce.GROUPS.values() for config in group]
+    assert len(listed) == len(set(listed))
     for parameter in configs():
         module, variant = parameter.values
         if variant != "quick":
@@ -316,8 +329,61 @@ def test_every_full_config_has_its_figure_and_its_line_in_the_makefile():
             path = module.__name__.replace(".", "/") + ".py" + ("" if variant == "full" else f":{variant}")
             if f"{name}:{variant}" in NOT_RUN:
                 continue
-            assert f"--config={path}\n" in recipe
+            config = path.removeprefix("configs/").replace(".py", "")
+            assert config in listed
+            assert reproduce.Figure(config, name, "", 0).flag == f"--config={path}"
             assert (ROOT / "figures" / f"{name}{'' if variant == 'full' else '_' + variant}.json").exists()
+
+
+def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Runs are called in order, in folders that only other code used anew; a failing one ends it with its status."""
+    runs = []
+    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or 0)
+    monkeypatch.setattr(reproduce.ledger, "main", lambda argv: 0)
+    monkeypatch.setattr(reproduce, "GROUPS", {"a": ("toy/pentagon", "toy/sweep"), "b": ("lm/scripts", "lm/stories")})
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "code_fingerprint", lambda experiment: "now")
+    monkeypatch.chdir(tmp_path)
+    states = lambda: [reproduce.figure(c).state for c in ("toy/pentagon", "toy/sweep", "lm/scripts", "lm/stories")]  # noqa: E731
+
+    def made(name, code="now", **changes):
+        config = results.load_about(ROOT / "figures" / f"{name}.json")["config"]
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        results.save(tmp_path / "figures" / name, {"a": np.ones(2)},
+                     {"config": config | changes, "code": code, "seconds": 100.0})  # fmt: skip
+
+    asked = "left out: stories260K.bin is not here"
+    assert states() == ["not made"] * 3 + [asked]
+    made("pentagon")
+    made("sweep", code="before")
+    made("scripts")
+    assert states() == ["made", "made by other code", "its work directory is not here", asked]
+    made("pentagon", seed=1)
+    assert states()[0] == "made by another config"
+    made("pentagon")
+    (tmp_path / "runs" / "scripts" / "model").mkdir(parents=True)
+    assert states()[2] == "made"
+    assert reproduce.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 4 figures are made; 1 to make, about 2 min by their last runs" in said
+    assert not runs
+    (tmp_path / "runs" / "sweep").mkdir()
+    (tmp_path / "runs" / "sweep" / "config.json").write_text('{"code": "before"}')
+    (tmp_path / "stories260K.bin").write_bytes(b"")
+    assert reproduce.main([]) == 0
+    assert runs == [["--config=configs/toy/sweep.py", "--restart"], ["--config=configs/lm/stories.py"]]
+    assert "[1/2] toy/sweep: made by other code; 0 s so far, about 2 min to go" in capsys.readouterr().out
+    (tmp_path / "runs" / "sweep" / "config.json").write_text('{"code": "now"}')
+    runs.clear()
+    assert reproduce.main(["a", "--anew"]) == 0
+    assert runs == [["--config=configs/toy/pentagon.py"], ["--config=configs/toy/sweep.py"]]
+    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9)
+    runs.clear()
+    assert reproduce.main([]) == 137
+    assert len(runs) == 1
+    with pytest.raises(SystemExit):
+        reproduce.main(["c"])
+    assert "there is no group 'c': choose from a, b" in capsys.readouterr().err
 
 
 # --- result files -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,130 @@
+"""Makes the figures of whole groups, one after another; those that are made already are left alone.
+
+    python -m experiments.reproduce              (all groups)
+    python -m experiments.reproduce toy sae
+    python -m experiments.reproduce --list       (what is made, what is not, and how long each took)
+    python -m experiments.reproduce toy --anew   (whether they are made or not)
+
+A figure is made where figures/ holds its result by the same config and the same code. One that was stopped goes on when
+the same command is given again; what other code left in its work directory, and nothing could go on from, is deleted.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import ledger, results
+
+GROUPS = {
+    "main": ("toy/superposition_demo", "toy/superposition_demo:rescaled", "toy/pentagon", "toy/phase_diagram",
+             "toy/phase_diagram:n3m2", "toy/phase_diagram:nobias", "toy/sweep"),
+    "toy": ("toy/geometry", "toy/perturbed_pentagon", "toy/correlated", "toy/privileged_basis", "toy/absolute_value",
+            "toy/loss_expansion"),
+    "sae": ("sae/toy_to_sae", "sae/absorption", "sae/hedging", "sae/matryoshka_tree", "sae/recovery", "sae/recipes",
+            "sae/pareto", "sae/synth_benchmark", "sae/synth_benchmark:4k", "sae/world_page"),
+    "lm": ("lm/one_layer", "lm/scripts", "lm/scripts:rare", "lm/small"),
+    "reading": ("lm/monosemantic", "lm/monosemantic:scripts", "lm/universality", "lm/universality:scripts",
+                "lm/splitting", "lm/splitting:scripts", "lm/predictable", "lm/predictable:scripts"),
+    "stories": ("lm/stories",),
+}  # fmt: skip
+"""name -> configs, in the order in which they are run: the questions of "reading" read what "lm" leaves."""
+READ = {"lm/one_layer": "model", "lm/scripts": "model"} | {f"lm/monosemantic{v}": "export" for v in ("", ":scripts")}
+"""What others read in the work directory of some: they are made only where that is there, too."""
+ASKED = {"lm/stories": "stories260K.bin"}
+"""Files that a user must bring; without them the figure is left out."""
+
+
+class Figure(NamedTuple):
+    """One config, its run's name, the state of its figure, and the seconds that its result took (0: there is none)."""
+
+    config: str
+    name: str
+    state: str
+    seconds: float
+
+    @property
+    def flag(self) -> str:
+        path, _, variant = self.config.partition(":")
+        return f"--config=configs/{path}.py" + (f":{variant}" if variant else "")
+
+
+def figure(config: str) -> Figure:
+    """Where a figure stands: "made", "not made", "made by another config", "... by other code", or "left out"."""
+    path, _, variant = config.partition(":")
+    module = importlib.import_module("configs." + path.replace("/", "."))
+    name = path.split("/")[-1] + (f"_{variant}" if variant else "")
+    try:
+        about = results.load(results.ROOT / "figures" / name)[1]
+        seconds = float(about["seconds"])
+    except results.ResultError:
+        about, seconds = None, 0.0
+    asked, wanted = ASKED.get(config), results.plain(module.get_config(variant))
+    if asked and not Path(asked).exists():
+        state = f"left out: {asked} is not here"
+    elif about is None:
+        state = "not made"
+    elif about["config"] != wanted:
+        state = "made by another config"
+    elif about["code"] != results.code_fingerprint(wanted["experiment"]):
+        state = "made by other code"
+    elif config in READ and not Path("runs", name, READ[config]).exists():
+        state = "its work directory is not here"
+    else:
+        state = "made"
+    return Figure(config, name, state, seconds)
+
+
+def stale(name: str, experiment: str) -> bool:
+    """Whether a work directory holds a run of other code, which this one can't go on from."""
+    try:
+        found = json.loads(Path("runs", name, "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("code") != results.code_fingerprint(experiment)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"some of {', '.join(GROUPS)}; none is all of them")
+    parser.add_argument("--list", action="store_true", help="say what is made, and make nothing")
+    parser.add_argument("--anew", action="store_true", help="make what is made already, too")
+    args = parser.parse_args(argv)
+    if unknown := [g for g in args.groups if g not in GROUPS]:
+        parser.error(f"there is no group {unknown[0]!r}: choose from {', '.join(GROUPS)}")
+    every = [figure(config) for group in args.groups or GROUPS for config in GROUPS[group]]
+    left = [f for f in every if not f.state.startswith("left out") and (args.anew or f.state != "made")]
+    known = sum(f.seconds for f in left)
+    say = f"{sum(f.state == 'made' for f in every)} of {len(every)} figures are made; {len(left)} to make"
+    print(say + (f", about {_time(known)} by their last runs" if known else ""), flush=True)
+    if args.list:
+        for f in every:
+            print(f"{f.config:32} {f.state:32} {_time(f.seconds) if f.seconds else ''}".rstrip())
+        return 0
+    clock = time.perf_counter()
+    for i, f in enumerate(left):
+        rest = sum(g.seconds for g in left[i:])
+        spent = _time(time.perf_counter() - clock)
+        print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
+        again = stale(f.name, f.config.split(":")[0].replace("/", "."))
+        code = subprocess.call([sys.executable, "-m", "experiments.run", f.flag, *(["--restart"] if again else [])])
+        if code:
+            print(f"{f.config} ended with {code}; the same command goes on from here", file=sys.stderr)
+            return code if code > 0 else 128 - code
+    print()
+    return ledger.main([])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # the run that was going has said how it goes on
+        sys.exit(130)
