@@ -38,7 +38,14 @@ from ml_collections import config_flags  # noqa: E402
 matplotlib.use("Agg")
 
 from experiments import results  # noqa: E402
-from superpose.train.checkpoint import Stopped, WorkdirError, is_left_over, lock, write_atomically  # noqa: E402
+from superpose.train.checkpoint import (  # noqa: E402
+    Stopped,
+    WorkdirError,
+    clear_left_over,
+    is_left_over,
+    lock,
+    write_atomically,
+)
 from superpose.train.progress import say  # noqa: E402
 from superpose.worlds import prng  # noqa: E402
 
@@ -149,8 +156,7 @@ def _put_back(workdir: Path) -> None:
     shutil.rmtree(old)
 
 
-def _draw(module, arrays: dict, config, base: Path) -> None:
-    figures = module.draw(arrays, config)
+def _save(figures: dict, base: Path) -> None:
     for suffix, figure in figures.items():
         path = base.with_name(base.name + suffix).with_suffix(".png")
         buffer = io.BytesIO()
@@ -171,7 +177,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     if draw_only:
         arrays, about = results.load(base)
         theirs, mine = _flat(about["config"]), _flat(plain)
-        if not theirs.get("corpus.digest") and mine.get("corpus.digest", "") == about.get("corpus"):
+        if theirs.get("corpus.digest") == "" and mine.get("corpus.digest") == about.get("corpus"):
             theirs["corpus.digest"] = mine["corpus.digest"]  # it asked for no texts and got those that are asked for
         if differ := sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k)):
             raise results.ResultError(
@@ -184,8 +190,17 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             )
         kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
         kept |= {"config": plain, "config_digest": _digest(plain)}
-        results.save(base, arrays, {**kept, "claims": [c.as_json() for c in module.claims(arrays, config)]})
-        _draw(module, arrays, config, base)
+        try:
+            claims = [c.as_json() for c in module.claims(arrays, config)]
+            figures = module.draw(arrays, config)
+        except KeyError as error:
+            if about["code"] == code or str(error.args[0]) in arrays:
+                raise
+            raise results.ResultError(
+                f"{base}.npz was made by another version of the code and lacks {error}: run without --draw_only"
+            ) from None
+        results.save(base, arrays, {**kept, "claims": claims})
+        _save(figures, base)
         return 0
 
     if base.parent.exists() and not base.parent.is_dir():
@@ -195,6 +210,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         resumed = (home / "config.json").exists()
         say(f"{name}: {(module.__doc__ or name).splitlines()[0]}")
         _claim_workdir(home, plain, code)
+        clear_left_over(home)
         arrays = module.run(config, prng.key(config.seed), home)
     seconds = time.perf_counter() - clock
     claims = module.claims(arrays, config)
@@ -221,7 +237,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         path = base.with_name(base.name + suffix).with_suffix(".csv")
         write_atomically(path, text.encode())
         print(f"table     {os.path.relpath(path)}")
-    _draw(module, arrays, config, base)
+    _save(module.draw(arrays, config), base)
     print(f"numbers   {os.path.relpath(base)}.npz, .json")
     held = sum(c.holds for c in claims)
     if held < len(claims) and config.variant == "quick":

@@ -20,7 +20,14 @@ import numpy as np
 import pytest
 from train_script import Batches, compile_cache, differing, everything, leaves
 
-from superpose.train.checkpoint import Checkpoints, Stopped, WorkdirError, lock, write_atomically
+from superpose.train.checkpoint import (
+    Checkpoints,
+    Stopped,
+    WorkdirError,
+    clear_left_over,
+    lock,
+    write_atomically,
+)
 from superpose.train.fit import Objective, Population, fit
 from superpose.train.recipe import Recipe
 from superpose.worlds import prng
@@ -439,10 +446,12 @@ def test_a_save_that_json_cannot_hold_is_a_sentence(tmp_path):
         assert checkpoints.restore() is None
 
 
-def test_what_killed_writes_left_goes_when_the_next_run_takes_the_folder(tmp_path):
-    left, kept = tmp_path / ".config.json.1234.tmp", tmp_path / "notes.tmp"
-    for path in (left, kept):
+def test_what_writes_killed_long_ago_left_is_removed_and_nothing_else(tmp_path):
+    old, new, mine, folder = (tmp_path / n for n in (".a.json.12.tmp", ".b.json.12.tmp", ".notes.tmp", ".c.12.tmp"))
+    folder.mkdir()
+    for path in (old, new, mine):
         path.write_text("half")
-    with lock(tmp_path):
-        assert not left.exists()
-    assert kept.exists()
+    for path in (old, mine, folder):
+        os.utime(path, (1e9, 1e9))
+    clear_left_over(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([new, mine, folder])

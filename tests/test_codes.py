@@ -342,6 +342,10 @@ def test_explanations_need_two_halves():
         assert np.array_equal(few.fit.reshape(21, 10).any(1), np.arange(21) % 2 == 0)
         assert np.array_equal(few.rival.reshape(21, 10).any(1), np.arange(21) % 4 == 0)
     assert explain.Tokens(t._replace(documents=np.arange(21, dtype=np.int32))).halves == "documents"
+    assert explain.Tokens(t._replace(documents=2 * np.arange(21, dtype=np.int32))).halves == "contexts"
+    with pytest.raises(ValueError, match="drawn anew from each half, and one has fewer than two"):
+        labels.resampling(np.array([1, 3, 4]))
+    assert np.bincount(labels.resampling(np.array([0, 1, 2, 3, 5, 7, 9])).group).tolist() == [4, 3]
     with pytest.raises(ValueError, match="give more"):
         explain.Tokens(t.rows(np.arange(1)))
 
@@ -517,6 +521,12 @@ def test_probes_read_what_was_planted_and_nothing_else():
     np.testing.assert_array_equal(drawn.auroc, found.auroc)
     assert np.isnan(drawn.draws[:, 3]).all()
     values, true = x[:, found.units[1, 0]] * (1 if found.units[1, 0] == 5 else -1), y[:, 1]
+    rare = np.random.default_rng(5).random(N) < 0.004  # a latent that is on at fewer tokens than there are levels
+    thin_unit = np.where(rare & (rng.random(N) < 0.8) | (rng.random(N) < 0.0005), rng.random(N) + 0.5, 0)
+    sparse_draws = probe._drawn(thin_unit[score], rare[score], again.group[score], again.weights)
+    for weights, said in zip(again.weights[:4], sparse_draws[:4], strict=True):
+        want = roc_auc_score(rare[score], thin_unit[score], sample_weight=weights[again.group][score])
+        assert said == pytest.approx(want, abs=1e-4)
     for weights, said in zip(again.weights[:4], drawn.draws[:4, 1, 0], strict=True):
         want = roc_auc_score(true[score], values[score], sample_weight=weights[again.group][score])
         assert said == pytest.approx(want, abs=1e-3)

@@ -50,7 +50,7 @@ def made(tmp_path_factory):
         record["why"] |= {"text": f"latent {record['n']} <i>", **why}
     every[3]["name"] = "a <b>label</b>\u202e"
     every[5]["why"] |= {"f1": 0.0, "precision": None, "recall": 0.0}  # holds nowhere in the other half
-    every[6]["why"] |= {"f1": None, "recall": None}  # silent there
+    every[6]["why"] |= {"f1": None, "recall": None, "detection": 0.7, "fuzzing": None}  # silent there
     every[7]["why"]["named_f1"] = 0.2
     page.write(place / "page.html", every, 'A "title" <b>', PIECES, documents=[f"text {i}" for i in range(6)],
                prompts=[{"name": "one", "ids": [0, 3, 7], "features": [[[1, 0.5, 0.9]], [], [[2, 0.1, 0.2]]]},
@@ -552,6 +552,20 @@ def test_a_world_s_page_in_the_browser(browser, tmp_path):
     assert "on all samples" in said
     assert "half of the texts" not in said
     assert not errors(browser)
+    params["b_enc"][2] = -9.0  # a dead latent, whose generator is on
+    features[:, 3] = 0  # a generator that is never on, and its latent is
+    params["b_enc"][3] = 0.5
+    two = SAE(Architecture(4, 4, "relu"), {n: a.astype(np.float32) for n, a in params.items()})
+    page.write(tmp_path / "v.html", worlds.records(two, features, features, np.eye(4), range(4)), "a world",
+               worlds.pieces(4))  # fmt: skip
+    for n, words in ((2, "F1 0 (precision 0, recall undefined, it is silent there) on all samples"),
+                     (3, "F1 0 (precision undefined, it holds nowhere there, recall 0) on all samples")):  # fmt: skip
+        browser.get("about:blank")
+        browser.get(f"file://{tmp_path / 'v.html'}#{n}")
+        wait(browser, f"document.getElementById('main').dataset.view === '{n}'")
+        said = browser.execute_script("return document.getElementById('main').innerText")
+        assert words in said
+        assert ("precision\t–" in said) == (n == 2)
 
 
 def test_search_sort_map_texts_and_number(browser, made):
@@ -607,7 +621,8 @@ def test_search_sort_map_texts_and_number(browser, made):
 
 def test_scores_that_are_undefined_or_of_many_members_say_so(browser, made):
     for n, said in ((5, "F1 0 (precision undefined, it holds nowhere there, recall 0) on the half of the contexts"),
-                    (6, "no score: silent on the half of the contexts that it was not chosen on"),
+                    (6, "no score: silent on the half of the contexts that it was not chosen on; the judge's balanced "
+                        "accuracy: detection 0.7, fuzzing –"),
                     (7, "; of the members that are named here alone, F1 0.2")):  # fmt: skip
         opened(browser, made, str(n))
         assert said in browser.execute_script("return document.getElementById('main').innerText")

@@ -249,7 +249,7 @@ def test_controls_are_as_large_and_point_elsewhere():
         ([], "resid_post.0", "give at least one change"),
         ([Change(20)], "resid_post.0", "no latent 20: they are 0 to 19"),
         ([Change(1, given=-3)], "resid_post.0", "no latent -3"),
-        ([Change(1.5)], "resid_post.0", "no latent 1.5"),
+        ([Change(1.5)], "resid_post.0", "named by a whole number, got 1.5"),
         ([Change(1, given=2, above=float("nan"))], "resid_post.0", "what latent 2 must be above is no number"),
         ([Change(1, "push")], "resid_post.0", "unknown rule 'push': choose one of add"),
         ([Change(1, "add", float("nan"))], "resid_post.0", "must be finite"),

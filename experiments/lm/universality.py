@@ -188,7 +188,8 @@ def claims(results, config):
         mean, low, high = interval
         measured, what = low if np.isfinite(low) else mean, "seeds"
         if draws is not None:
-            measured, what = min(measured, float(np.percentile(draws, 2.5))), "seeds and over documents, the lower one"
+            measured = float(np.minimum(measured, np.percentile(draws, 2.5)))
+            what = "seeds and over documents, the lower one"
             note = f"{over(draws)}; {note}"
         return Claim(f"{text} (low end of 95 % over {what})", source, least, measured, 0.0, ">=",
                      note=f"mean {mean:.3f}, {reading.said(low, high)}; {note}")  # fmt: skip

@@ -338,7 +338,7 @@ def records(
             record["why"] = {"text": str(why.text[i]), "kind": str(why.kind[i]), "of": half} | {
                 name: _number(getattr(why, name)[i]) for name in ("f1", "precision", "recall", "auroc")
             }
-            if record["why"]["recall"] is None:  # the latent is silent there: nothing could be found
+            if record["why"]["recall"] is None:  # the latent is silent in one of the halves
                 record["why"]["f1"] = None
             elif why.members[i] > explain.SHOWN:
                 record["why"]["named_f1"] = _number(why.named_f1[i])

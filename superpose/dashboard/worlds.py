@@ -83,7 +83,7 @@ def records(
             },
             "why": {
                 "text": f"generator g{closest} is on", "f1": share(2 * tp, 2 * tp + fp + fn),
-                "precision": share(tp, tp + fp), "recall": share(tp, tp + fn), "auroc": None, "of": "all samples",
+                "precision": share(tp, tp + fn), "recall": share(tp, tp + fp), "auroc": None, "of": "all samples",
             },
             "others": {}, "groups": [[name, *_number((low, high, share, mass)), first, last]
                                      for name, low, high, share, mass, first, last in e.groups],

@@ -24,7 +24,7 @@ from superpose.lm import checkpoints, sites
 from superpose.lm.text import Contexts
 from superpose.lm.transformer import Transformer
 from superpose.sae.model import SAE
-from superpose.train.checkpoint import lock, write_all_atomically, write_atomically
+from superpose.train.checkpoint import clear_left_over, lock, write_all_atomically, write_atomically
 from superpose.train.progress import bar
 
 VERSION = 2
@@ -138,6 +138,7 @@ def write(
                 )
         else:
             write_atomically(there, json.dumps(about, indent=1).encode())
+        clear_left_over(place)
         passes = max(1, min(passes, DENSE // (4 * C * sae.arch.d_sae)))
         run = sites.capture(model, sorted(set(names.values())))
         total = -(-n // part)

@@ -54,7 +54,7 @@ VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", "\0": "␀"}
 class Tokens:
     """What candidates are made of, for every row [N] of ``codes.Codes``.
 
-    Where there are fewer than ``FEW`` documents, contexts are halved in their place.
+    Where there are fewer than ``FEW`` documents, or none in one of the halves, contexts are halved in their place.
 
     Args:
         contexts: ``lm.text.Contexts``, with labels where there are any.
@@ -86,8 +86,9 @@ class Tokens:
         place = np.broadcast_to(np.arange(C), (n, C))
         self.ids = contexts.tokens.reshape(-1)
         self.keep = (contexts.mask & ~np.isin(contexts.tokens, special) & (place >= first)).reshape(-1)
-        few = len(np.unique(contexts.documents)) < FEW
-        halves = first_half(np.arange(n) if few else contexts.documents)
+        halves = first_half(contexts.documents)
+        few = len(np.unique(contexts.documents)) < FEW or halves.all() or not halves.any()
+        halves = first_half(np.arange(n)) if few else halves
         self.halves = "contexts" if few else "documents"
         self.fit = np.repeat(halves, C) & self.keep
         self.score = self.keep & ~self.fit
@@ -181,7 +182,7 @@ class Explanations(NamedTuple):
         text: the predicate in words.
         chosen_f1: on the half that it was chosen on.
         precision, recall, f1: on the other half. Precision is NaN where the predicate holds nowhere there, recall where
-            the unit is on nowhere there; F1 is 0 in both cases.
+            the unit is on nowhere there, both where the unit is silent in the first half; F1 is 0 in all these cases.
         members: that a set has; 1 of other predicates.
         named_f1: of the members alone that the text names, on the other half.
         auroc: of the activation, for tokens at which the predicate holds against the others, there; silence ties. NaN

@@ -70,14 +70,21 @@ class Resampling(NamedTuple):
 
 
 def resampling(documents: Int[np.ndarray, " N"], groups: int = 40, draws: int = 500, seed: int = 0) -> Resampling:
-    """Of rows of some documents; the documents of each half go to ``groups`` groups by turn, or to one each where there
-    are fewer.
+    """Of rows of some documents: those of each half go to ``groups`` groups by turn, or to one each where there are
+    fewer. An interval over groups is one over documents: of documents that are alike both have the same width.
+
+    Raises:
+        ValueError: a half has fewer than two documents.
 
     >>> resampling(np.array([4, 4, 5, 6, 7]), groups=2).group.tolist()
     [0, 0, 0, 1, 1]
     """
-    turn = np.unique(documents, return_inverse=True)[1].reshape(-1) // 2
-    groups = min(groups, int(turn.max()) + 1)
+    names, row = np.unique(documents, return_inverse=True)
+    first = first_half(names)
+    if min(first.sum(), (~first).sum()) < 2:
+        raise ValueError("documents are drawn anew from each half, and one has fewer than two: give more documents")
+    turn = np.where(first, np.cumsum(first), np.cumsum(~first))[row.reshape(-1)] - 1
+    groups = min(groups, int(first.sum()), int((~first).sum()))
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws)
     return Resampling(turn % groups, weights)
 

@@ -20,7 +20,7 @@ from superpose.interp.labels import Resampling
 class Probed(NamedTuple):
     """Of each label and k [L, K], on the other half: balanced accuracy, F1, area under the ROC curve; NaN where a half
     has fewer than ``least`` tokens of either kind. ``units`` [L, max k], the chosen ones, best first. ``draws``, that
-    area in resamplings of documents, by 1,000 levels of the probe's score."""
+    area in resamplings of documents, by levels of the probe's score."""
 
     accuracy: Float[np.ndarray, "L K"]
     f1: Float[np.ndarray, "L K"]
@@ -29,13 +29,17 @@ class Probed(NamedTuple):
     draws: Float[np.ndarray, "draws L K"]
 
 
-LEVELS = 1000
+LEVELS = 500
+"""Of each kind of token: the score's values are ranked by so many of its quantiles, each a level of its own."""
 
 
 def _drawn(said: np.ndarray, true: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[draws], area under the ROC curve where groups of tokens count so often; equals within a level are ties."""
-    edges = np.unique(np.quantile(said, np.linspace(0, 1, LEVELS + 1)[1:-1]))
-    place, Q, G = np.searchsorted(edges, said, side="right"), len(edges) + 1, weights.shape[1]
+    """[draws], area under the ROC curve where groups of tokens count so often. Scores between the same two of the
+    quantiles are ties; those are of distinct values, for most tokens may share one (silence)."""
+    share = np.linspace(0, 1, LEVELS + 1)
+    edges = np.unique(np.concatenate([np.quantile(np.unique(said[y]), share) for y in (true, ~true) if y.any()]))
+    place = np.searchsorted(edges, said, "left") + np.searchsorted(edges, said, "right")
+    Q, G = 2 * len(edges) + 1, weights.shape[1]
     counts = [np.bincount(group[y] * Q + place[y], minlength=G * Q).reshape(G, Q) for y in (true, ~true)]
     up, down = (weights.astype(np.float64) @ c for c in counts)
     below = np.cumsum(down, 1) - 0.5 * down

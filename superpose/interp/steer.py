@@ -12,7 +12,7 @@ same layer; h then is what stands at the one that it writes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
+from operator import index
 from typing import Any, NamedTuple
 
 import jax
@@ -188,7 +188,11 @@ def steering(
         if change.rule not in RULES:
             raise ValueError(f"unknown rule {change.rule!r}: choose one of {', '.join(RULES)}")
         for latent in (change.latent, *([] if change.given is None else [change.given])):
-            if not isinstance(latent, Integral) or not 0 <= latent < sae.arch.d_sae:
+            try:
+                index(latent)
+            except TypeError:
+                raise ValueError(f"a latent is named by a whole number, got {latent!r}") from None
+            if not 0 <= latent < sae.arch.d_sae:
                 raise ValueError(f"the SAE has no latent {latent}: they are 0 to {sae.arch.d_sae - 1}")
         if not (np.isfinite(change.value) and abs(change.value) < 1e30):
             raise ValueError(f"the value for latent {change.latent} must be finite and below 1e30, got {change.value}")
@@ -201,7 +205,7 @@ def steering(
                 f"latent {change.latent} is changed twice at the same tokens, by {twice[0].rule} and {change.rule}: "
                 "give one change of it, for none sees what another did"
             )
-    latents = jnp.array([c.latent for c in changes])
+    latents = jnp.array([int(c.latent) for c in changes])
     return Steering(
         sae, site, reads, sae.W_dec[...][latents].astype(jnp.float32), latents,
         jnp.array([c.value for c in changes], jnp.float32),

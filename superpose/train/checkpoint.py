@@ -7,8 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,8 +81,6 @@ def lock(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise WorkdirError(f"another run is using {path}; wait for it or choose another work directory") from error
-        for left in filter(is_left_over, path.iterdir()):  # nobody else writes here
-            left.unlink(missing_ok=True)
         yield
 
 
@@ -124,7 +124,15 @@ def write_all_atomically(files: Mapping[Path, bytes]) -> None:
 
 def is_left_over(path: Path) -> bool:
     """Whether this is the temporary file of a write that was killed."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+
+
+def clear_left_over(folder: Path, seconds: float = 3600) -> None:
+    """Removes temporary files of writes that were killed so long ago, from a folder that is known to be ours."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if is_left_over(path) and path.is_file() and time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def digest(arrays: dict[str, Any]) -> str | None:

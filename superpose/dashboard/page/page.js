@@ -207,11 +207,11 @@ function others(title, heads, columns, links) {
 
 // F1 and its parts; those that are undefined, and why
 function scores(why, named) {
-  if (why.f1 === null) return why.text ? `no score: silent on ${why.of}` : "";
-  const precision = why.precision === null ? "undefined, it holds nowhere there" : short(why.precision, 2);
-  return `F1 ${short(why.f1, 2)} (precision ${precision}, recall ${short(why.recall, 2)}${why.auroc === null ? "" : `, AUROC ${short(why.auroc, 2)}`}) on ${why.of}` +
-    (why.named_f1 === undefined ? "" : `; of the members that are named here alone, F1 ${short(why.named_f1, 2)}`) +
-    (why.detection === undefined ? "" : `; the judge's balanced accuracy${named ? " for the label above" : ""}: detection ${short(why.detection, 2)}, fuzzing ${short(why.fuzzing, 2)}`);
+  const judged = why.detection === undefined ? "" : `the judge's balanced accuracy${named ? " for the label above" : ""}: detection ${short(why.detection, 2)}, fuzzing ${short(why.fuzzing, 2)}`;
+  if (why.f1 === null) return [why.text ? `no score: silent on ${why.of}` : "", judged].filter(part => part).join("; ");
+  const part = (name, none) => `${name} ${why[name] === null ? `undefined, ${none}` : short(why[name], 2)}`;
+  return [`F1 ${short(why.f1, 2)} (${part("precision", "it holds nowhere there")}, ${part("recall", "it is silent there")}${why.auroc === null ? "" : `, AUROC ${short(why.auroc, 2)}`}) on ${why.of}`,
+    why.named_f1 === undefined ? "" : `of the members that are named here alone, F1 ${short(why.named_f1, 2)}`, judged].filter(part => part).join("; ");
 }
 
 async function feature(n) {
@@ -237,7 +237,7 @@ async function feature(n) {
   if (r.weights) side.append(make("h3", {}, "Neurons"), others("by weight of the direction", ["neuron", "weight", "share of all weight"], r.weights));
   if (r.neurons) side.append(r.weights ? "" : make("h3", {}, "Neurons"), others("by correlation", ["neuron", "Pearson's r"], r.neurons));
   for (const [name, pair] of Object.entries(r.others || {})) side.append(make("h3", {}, `Closest features of ${name}`), others("by correlation of activations", ["feature", "Pearson's r"], pair));
-  if (r.confusion) side.append(make("h3", {}, "Against the generator"), make("table", {}, Object.entries(r.confusion).map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", { class: "number" }, typeof b === "number" ? short(b) : b)))));
+  if (r.confusion) side.append(make("h3", {}, "Against the generator"), make("table", {}, Object.entries(r.confusion).map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", { class: "number" }, typeof b === "string" ? b : short(b))))));
   if (r.dose) {
     side.append(make("h3", {}, "Steering"), make("p", { class: "note" }, "By how much the log-probability of its five strongest votes changes when the feature is set to a multiple of its largest activation, and KL to the clean model."),
       curve(r.dose.strengths, r.dose.wanted, "change of log-probability by strength"), curve(r.dose.strengths, r.dose.kl, "KL divergence by strength"));
