@@ -44,6 +44,7 @@ TINY |= {
         "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16},
     },
     "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
+    "sparse_hidden": {"steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "eval_batches": 1},
     "loss_expansion": {"steps": 2, "log_every": 1, "nodes": (4, 3, 2, 2, 2), "train_nodes": (2, 2, 2, 2, 2)},
     "perturbed_pentagon": {
         "steps": 2, "log_every": 1, "seeds": 1, "batch": 16, "nodes": (2, 2, 2, 2, 2), "bases": (0.1,),
@@ -199,7 +200,8 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
-      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion")),
+      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion",
+                   "sparse_hidden")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
       for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
     pytest.param("lm.small", marks=pytest.mark.ci),

@@ -92,3 +92,17 @@ def test_losses_cross_where_their_logarithms_do():
     np.testing.assert_allclose(crossing(x, np.full(3, 0.3), x), 0.3, rtol=1e-12)
     assert np.isnan(crossing(x, np.ones(3), x))
     np.testing.assert_allclose(crossing(x, np.array([np.nan, 0.3, 0.3]), x), 0.3, rtol=1e-12)
+
+
+def test_a_penalty_on_hidden_activations_is_its_mean_times_the_weight():
+    make = lambda rngs: ToyModel(4, 2, hidden="relu", rngs=rngs)  # noqa: E731
+    model, loss = make(nnx.Rngs(0)), objective(make).loss
+    x = jax.random.uniform(jax.random.key(1), (4, 32))
+    batch = Batch(x, jnp.full(32, 1 / 32))
+    params = nnx.to_pure_dict(nnx.state(model))
+    losses = [
+        loss(params, (), batch, None, 0, {"importance": jnp.ones(4), "hidden_l1": weight})[0] for weight in (0.0, 0.3)
+    ]
+    h = np.maximum(np.asarray(model.W[...]).T @ np.asarray(x), 0)
+    assert float(losses[1] - losses[0]) == pytest.approx(0.3 * h.sum(0).mean(), rel=1e-5)
+    assert h.sum() > 0

@@ -135,7 +135,8 @@ def objective(
 ) -> Objective:
     """The paper's objective for any module that maps x [n, B] to x_hat [n, B].
 
-    The batch is a ``Batch`` (x [n, B], w [B]); ``hyper["importance"]`` is [n].
+    The batch is a ``Batch`` (x [n, B], w [B]); ``hyper["importance"]`` is [n]. Where there is ``hyper["hidden_l1"]``,
+    so many times the mean of ||h||_1 is added, with h = encode(x) (TMS, "The Strategic Picture of Superposition").
 
     Args:
         make: rngs -> module. Its structure is split off once; the loop sees the arrays alone.
@@ -150,8 +151,11 @@ def objective(
 
     def loss(params, state, batch, key, step, hyper):
         wanted = batch.x if target is None else target(batch.x)
-        x_hat = nnx.merge(graph, params)(batch.x)
-        return weighted_error(wanted, x_hat, hyper["importance"], batch.w), (state, {})
+        model = nnx.merge(graph, params)
+        error = weighted_error(wanted, model(batch.x), hyper["importance"], batch.w)
+        if "hidden_l1" in hyper:
+            error = error + hyper["hidden_l1"] * jnp.sum(batch.w * jnp.abs(model.encode(batch.x)))
+        return error, (state, {})
 
     return Objective(init=start, loss=loss)
 
@@ -211,7 +215,8 @@ def population(
     Args:
         n, m: features and hidden dimensions, the same for all members.
         hyper: name -> [N, ...]. ``seed`` [N] and ``density`` [N] or [N, n] must be there; ``importance`` [N, n]
-            where members differ in it; ``lr`` and ``weight_decay`` [N] replace the recipe's.
+            where members differ in it; ``lr`` and ``weight_decay`` [N] replace the recipe's; ``hidden_l1`` [N]: see
+            ``objective``.
         importance: [n] for all members, when hyper has none; None is all ones.
         output, hidden, bias, init_scale: of ToyModel.
         model: rngs -> a module of your own, x [n, B] -> x_hat [n, B], in place of ToyModel.
