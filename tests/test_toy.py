@@ -1,5 +1,6 @@
 """Toy models with a hidden nonlinearity or with weights on both sides, and what the experiments look for in them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
