@@ -44,6 +44,8 @@ TINY |= {
         "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16},
     },
     "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
+    "dynamics": {"records": 2, "levels": {"steps": 2, "batch": 8, "seeds": 2},
+                 "sets": {"steps": 2, "nodes": 1, "seeds": 2}},
     "sparse_hidden": {"steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "eval_batches": 1},
     "loss_expansion": {"steps": 2, "log_every": 1, "nodes": (4, 3, 2, 2, 2), "train_nodes": (2, 2, 2, 2, 2)},
     "perturbed_pentagon": {
@@ -227,6 +229,10 @@ def test_quick_keeps_its_claims(name, tmp_path):
         ("geometry", ("dense: one dimension", "plateau at 1/2: mean", "sum_i D_i over m", "control: sum_i D_i")),
         ("correlated", ("2 correlated pairs: cosines", "2 anticorrelated pairs: cosines", "two correlated sets: mean")),
         ("privileged_basis", ("monosemantic neurons of the best", "features of the best")),
+        (
+            "dynamics",
+            ("levels: largest distance", "levels: features in digons", "sets: dimensionality", "sets, regime B: sma"),
+        ),
         ("absolute_value", ("3 features, 6 neurons: mono", "the same: features with", "sparsest: share of mono")),
     ],
 )

@@ -1,11 +1,14 @@
 """Toy models with a hidden nonlinearity or with weights on both sides, and what the experiments look for in them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.toy import dynamics
 from experiments.toy.absolute_value import motif
 from experiments.toy.perturbed_pentagon import crossing
 from experiments.toy.privileged_basis import monosemantic
@@ -107,3 +110,26 @@ def test_a_penalty_on_hidden_activations_is_its_mean_times_the_weight():
     h = np.maximum(np.asarray(model.W[...]).T @ np.asarray(x), 0)
     assert float(losses[1] - losses[0]) == pytest.approx(0.3 * h.sum(0).mean(), rel=1e-5)
     assert h.sum() > 0
+
+
+def test_features_that_change_places_within_a_window_are_counted():
+    D = np.full((41, 5), 0.5)
+    D[:, 2:] = 0.0
+    D[20:, 0], D[21:, 2] = 0.0, 0.5  # one falls, another rises, two records apart at most
+    assert dynamics._swaps(D, 0.1, 0.4) == (2, 19)
+    D[30:, 1] = 0.0  # falls alone
+    assert dynamics._swaps(D, 0.1, 0.4) == (2, 19)
+    late = np.where(np.arange(41)[:, None] < 20, D, D[:1])
+    late[28:, 0], late[36:, 2] = 0.0, 0.5  # too far apart
+    assert dynamics._swaps(late, 0.1, 0.4)[0] == 0
+
+
+def test_regimes_of_two_sets_are_told_by_their_angles():
+    config = SimpleNamespace(sets=SimpleNamespace(sizes=(3, 3)))
+    axes = np.eye(3)
+    bundle = np.repeat([axes[0], -axes[0]], 3, 0)
+    half = bundle + 0.5 * np.concatenate([axes, -axes])
+    frames = [0.1 * bundle, 0.5 * bundle, *[bundle] * 4, half, half, *[np.concatenate([axes, -axes])] * 3]
+    loss = np.array([9.0, 5.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.1, 0.1])
+    found = dynamics._regimes({"sets_W": np.stack(frames), "sets_loss": loss}, config)
+    assert found == [3, 6, 9]

@@ -132,6 +132,7 @@ def objective(
     make: Callable[[nnx.Rngs], nnx.Module],
     init: Callable | None = None,
     target: Callable | None = None,
+    record: Callable | None = None,
 ) -> Objective:
     """The paper's objective for any module that maps x [n, B] to x_hat [n, B].
 
@@ -142,6 +143,7 @@ def objective(
         make: rngs -> module. Its structure is split off once; the loop sees the arrays alone.
         init: (params, key, hyper) -> params, an edit of the module's own initial values.
         target: x -> what the model is to say of it; None is x itself.
+        record: params -> arrays that are kept at listed steps (``train.fit.Objective``).
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -157,7 +159,7 @@ def objective(
             error = error + hyper["hidden_l1"] * jnp.sum(batch.w * jnp.abs(model.encode(batch.x)))
         return error, (state, {})
 
-    return Objective(init=start, loss=loss)
+    return Objective(init=start, loss=loss, record=record)
 
 
 def decay(n: int, rate: float) -> Float[Array, " n"]:
@@ -208,6 +210,7 @@ def population(
     world: World | None = None,
     init: Callable | None = None,
     target: Callable | None = None,
+    record: Callable | None = None,
     block: int = 16,
 ) -> Population:
     """A population of toy models on a sparse world, ready for ``train.fit.fit``.
@@ -222,7 +225,7 @@ def population(
         model: rngs -> a module of your own, x [n, B] -> x_hat [n, B], in place of ToyModel.
         expectation, size: a row of ``worlds.expect.EXPECTATIONS`` and its size (batch, or nodes per feature).
         world: of n features; None takes independent features with values U[0, 1].
-        init, target: see ``objective``.
+        init, target, record: see ``objective``.
 
     Raises:
         ValueError: a density outside (0, 1], n or m below 1, wrong shapes; each in one sentence.
@@ -247,7 +250,7 @@ def population(
     )
     sample = expect.expectation(expectation, world or independent(n), size)
     return Population(
-        objective(make, init, target),
+        objective(make, init, target, record),
         recipe,
         {**hyper, "density": density, "importance": np.broadcast_to(weights, shape)},
         source=Sampler(lambda key, h: sample(key, h["density"])),

@@ -1,0 +1,231 @@
+"""How models get there: features jump between energy levels, two sets open into an octahedron.
+
+TMS, "Learning Dynamics".
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import check
+from experiments.ledger import Claim
+from superpose import plot
+from superpose.toy import geometry
+from superpose.toy.models import grid, population
+from superpose.train.fit import fit
+from superpose.worlds.sparse import sets
+
+LEVELS = 'TMS, Learning Dynamics: Discrete "Energy Level" Jumps'
+SETS = "TMS, Learning Dynamics: Learning as Geometric Transformations"
+NEAR = 0.05
+"""Distance from a level at which a feature counts as on it."""
+WINDOW = 0.05
+"""Share of training within which features that change places do so at once."""
+BUNDLE, PAIR = 0.95, -0.9
+"""Cosine within a set above which it is a bundle, and W_i . W_j below which two features are antipodes."""
+
+
+def run(config, key, workdir):
+    """Dimensionalities of the run of levels over time [K + 1, n], of all seeds at the end; W of the two sets [K + 1, 6,
+    3] and the Gram matrices of all seeds at the end; losses [K]."""
+    check.whole(config, "records")
+    keys = jax.random.split(key, 2)
+    out: dict[str, Any] = {}
+    for k, (name, c) in zip(keys, (("levels", config.levels), ("sets", config.sets)), strict=True):
+        check.whole(c, "m", "seeds", "steps")
+        check.positive(c, "density")
+        if c.steps % config.records:
+            raise ValueError(f"records must divide {name}.steps, got {config.records} for {c.steps}")
+        every, hyper = c.steps // config.records, grid(density=np.asarray([c.density], np.float32), seed=range(c.seeds))
+        more = (
+            {"expectation": "conditional", "size": c.batch, "n": c.n}
+            if name == "levels"
+            else {"expectation": "quadrature", "size": c.nodes, "n": sum(c.sizes), "init_scale": c.init_scale,
+                  "world": sets(c.sizes, "correlated")}
+        )  # fmt: skip
+        pop = population(m=c.m, hyper=hyper, recipe=check.recipe(c), record=lambda params: params["W"], block=4, **more)
+        result = fit(pop, steps=c.steps, key=k, workdir=workdir / name, log_every=every,
+                     record_at=range(0, c.steps + 1, every), title=name)  # fmt: skip
+        check.some_sound(np.where(result.frozen_at >= 0, np.inf, 0)[None], "density", [c.density])
+        W, loss = np.asarray(result.records), result.history["loss"]
+        out |= {f"{name}_steps": result.record_steps} | (_levels(W, loss) if name == "levels" else _sets(W, loss, c))
+    return out
+
+
+def _levels(W, loss):
+    D = np.asarray(jax.vmap(jax.vmap(geometry.dimensionality))(jnp.asarray(W)))
+    off = np.minimum(np.abs(D[-1]), np.abs(D[-1] - 0.5)).max(1)
+    last = loss[-max(1, len(loss) // 20) :].mean(0)
+    chosen = int(np.lexsort((last, off > NEAR))[0])
+    swaps = np.array([_swaps(D[:, s], 0.1, 0.4)[0] for s in range(D.shape[1])])
+    return {"levels_D": D[:, chosen], "levels_loss": loss[:, chosen], "levels_last": D[-1], "levels_first": D[0],
+            "levels_swaps": swaps, "levels_chosen": np.asarray(chosen)}  # fmt: skip
+
+
+def _swaps(D, low, high):
+    """Of dimensionalities [K + 1, n]: the most features that change places within the window (as many rise from below
+    ``low`` to above ``high`` as fall), and the first record of that window."""
+    wide = max(1, round(WINDOW * (len(D) - 1)))
+    up = ((D[:-wide] < low) & (D[wide:] > high)).sum(1)
+    down = ((D[:-wide] > high) & (D[wide:] < low)).sum(1)
+    both = 2 * np.minimum(up, down)
+    return int(both.max()), int(both.argmax())
+
+
+def _sets(W, loss, c):
+    within, across = _cosines(W, c.sizes)
+    bundled = (within.min(-1) > BUNDLE) & (np.square(W).sum((-2, -1)) > 1)
+    opposed = np.where(bundled, across.mean(-1), np.inf).min(0)  # of each seed, where it has two bundles
+    last = loss[-1]
+    good = last <= 1.02 * last.min()
+    chosen = int(np.lexsort((opposed, ~good))[0])
+    return {"sets_W": W[:, chosen], "sets_loss": loss[:, chosen], "sets_last": W[-1], "sets_last_loss": last,
+            "sets_opposed": opposed, "sets_chosen": np.asarray(chosen)}  # fmt: skip
+
+
+def _cosines(W, sizes):
+    """Cosines of features of one set [..., pairs] and of different sets [..., pairs]."""
+    unit = W / np.maximum(np.linalg.norm(W, axis=-1, keepdims=True), 1e-12)
+    C, owner = unit @ np.swapaxes(unit, -1, -2), np.repeat(np.arange(len(sizes)), sizes)
+    same = owner[:, None] == owner[None]
+    upper = np.triu(np.ones_like(same), 1)
+    return C[..., same & upper], C[..., ~same & upper]
+
+
+def _regimes(results, config):
+    """First records of the regimes B, C and D: B begins where 95 % of the way to its plateau is gone, C where bundles
+    open, D where 95 % of the way from B's plateau to the last loss is gone."""
+    within, _ = _cosines(results["sets_W"], config.sets.sizes)
+    tied = within.min(-1) > BUNDLE
+    loss = results["sets_loss"]
+    K = len(tied)
+    opens = int(np.flatnonzero(tied).max(initial=0)) + 1
+    level = loss[max(0, opens - 2) : opens].mean() if opens < K else loss[-1]
+    grown = next((k for k in range(1, K) if loss[k - 1] <= level + 0.05 * (loss[0] - level)), K - 1)
+    settled = next((k for k in range(opens, K) if loss[k - 1] <= loss[-1] + 0.05 * (level - loss[-1])), K - 1)
+    return [min(grown, K - 1), min(opens, K - 1), settled]
+
+
+def draw(results, config):
+    """D_i of every feature over time and the loss under it; the loss of the two sets with W at its four regimes."""
+    figure = plt.figure(figsize=(15, 7.4), dpi=105)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.25])[0]
+    top, bottom = left.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    steps, D = results["levels_steps"], results["levels_D"]
+    most, first = _swaps(D, 0.2, 0.3)
+    for i, path in enumerate(D.T):
+        top.plot(steps, path, color=plt.get_cmap("turbo")(i / max(1, D.shape[1] - 1)), lw=0.9)
+    for level, name in ((0.0, "not represented"), (0.5, "digon")):
+        top.axhline(level, color="0.6", lw=0.7, ls=":")
+        top.annotate(name, (steps[-1], level), (-3, 7), textcoords="offset points", ha="right", fontsize=8, color="0.3")
+    bottom.plot(steps[1:], results["levels_loss"], color=plot.WARM, lw=1)
+    wide = max(1, round(WINDOW * (len(D) - 1)))
+    for ax in (top, bottom):
+        ax.axvspan(steps[first], steps[first + wide], color="0.85", lw=0, zorder=0)
+    c = config.levels
+    top.set(ylabel="dimensionality $D_i$", ylim=(-0.04, 0.66))
+    top.set_title(f"{c.n} features, {c.m} dimensions, $1-S$ = {c.density:g}\ngrey: {most} features change sides of 1/4 "
+                  f"within {WINDOW:.0%} of training", fontsize=10)  # fmt: skip
+    bottom.set(xlabel="step", ylabel="loss", xscale="log", xlim=(steps[1], steps[-1]))
+    left.subplots_adjust(left=0.1, right=0.97, top=0.875, bottom=0.08, hspace=0.08)
+
+    steps, loss, W = results["sets_steps"], results["sets_loss"], results["sets_W"]
+    ends = [0, *_regimes(results, config), len(W) - 1]
+    places = [(a + b) // 2 for a, b in pairwise(ends[:4])] + [len(W) - 1]
+    owner = np.repeat(np.arange(len(config.sets.sizes)), config.sets.sizes)
+    for j, (k, letter, said) in enumerate(zip(places, "ABCD", ("two bundles grow", "bundles part", "bundles open",
+                                                               "an octahedron"), strict=True)):  # fmt: skip
+        ax = right.add_axes((0.02 + 0.245 * j, 0.5, 0.235, 0.4), projection="3d")
+        reach = max(0.2, float(np.abs(W[k]).max()))
+        for row, o in zip(W[k], owner, strict=True):
+            colour = (plot.WARM, plot.COOL)[o % 2]
+            ax.plot(*np.stack([np.zeros(3), row]).T, color=colour, lw=1.6)
+            ax.scatter(*row, color=colour, s=16)
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), xticklabels=[], yticklabels=[],
+               zticklabels=[])  # fmt: skip
+        ax.set_box_aspect((1, 1, 1), zoom=1.05)
+        ax.view_init(22, 35)
+        ax.set_title(f"{letter}: {said}\nstep {steps[k]:,}, axes ±{reach:.2f}", fontsize=8.5)
+    ax = right.add_axes((0.09, 0.1, 0.88, 0.36))
+    ax.plot(steps[1:], loss, color=plot.WARM, lw=1.3)
+    for (a, b), letter, shade in zip(pairwise(ends), "ABCD", (0.97, 0.9, 0.97, 0.9), strict=True):
+        ax.axvspan(steps[a], steps[b], color=str(shade), lw=0, zorder=0)
+        if b > a:
+            ax.annotate(letter, ((steps[a] + steps[b]) / 2, 0.9), xycoords=("data", "axes fraction"), ha="center")
+    ax.plot(steps[places[:3]], loss[np.maximum(np.array(places[:3]) - 1, 0)], "o", ms=4, color="0.2")
+    ax.set(xlabel="step", ylabel="loss", xlim=(0, steps[-1]), ylim=(0, None))
+    c = config.sets
+    right.suptitle(f"two sets of {' and '.join(map(str, c.sizes))} correlated features in {c.m} dimensions, $1-S$ = "
+                   f"{c.density:g}", fontsize=10, y=0.945)  # fmt: skip
+    plot.plain((top, bottom, ax))
+    figure.suptitle("Learning dynamics: energy levels, and geometric transformations", fontsize=12, y=0.995)
+    return {"": figure}
+
+
+def claims(results, config):
+    """Levels at the end, features that change places and the loss there; regimes and the last shape of the two sets."""
+    D, last, loss = results["levels_D"], results["levels_last"], results["levels_loss"]
+    near = lambda x: np.minimum(np.abs(x), np.abs(x - 0.5)) <= NEAR  # noqa: E731
+    most, first = _swaps(D, 0.2, 0.3)
+    wide = max(1, round(WINDOW * (len(D) - 1)))
+    fall = float(loss[min(first + wide, len(loss)) - 1] - loss[max(first - 1, 0)])
+    strict = results["levels_swaps"]
+    out = [
+        Claim("levels: largest distance of a feature from 0 or 1/2 at the end of the run", LEVELS, NEAR,
+              float(np.minimum(np.abs(D[-1]), np.abs(D[-1] - 0.5)).max()), 0.0, "<=",
+              note=f"{int(near(last).all(1).sum())} of {len(last)} seeds end so"),
+        Claim("levels: features in digons at the end", LEVELS, 2 * config.levels.m, int((D[-1] > 0.25).sum())),
+        Claim("levels, control: share of features on one at the start, all seeds", "negative control", 0.3,
+              float(near(results["levels_first"]).mean()), 0.0, "<="),
+        Claim(f"levels: features that change sides of 1/4 within {WINDOW:.0%} of training (from below 0.2 to above 0.3 "
+              "and as many back)", LEVELS, 2, most, 0, ">=", note=f"from step {results['levels_steps'][first]}"),
+        Claim("the loss falls meanwhile (change)", LEVELS, 0.0, fall, 0.0, "<="),
+        Claim(f"levels: seeds in which features that stand on levels change places within {WINDOW:.0%} (from below 0.1 "
+              "to above 0.4 and as many back)", f"{LEVELS}; the paper shows one run", 1, int((strict > 0).sum()), 0,
+              ">=", note=f"of {len(strict)} seeds"),
+    ]  # fmt: skip
+    W, ends = results["sets_W"], _regimes(results, config)
+    G, owner = W[-1] @ W[-1].T, np.repeat(np.arange(len(config.sets.sizes)), config.sets.sizes)
+    joined = [(i, j) for i, j in geometry.antipodal_pairs(W[-1], PAIR) if owner[i] != owner[j]]
+    off = ~np.eye(len(G), dtype=bool)
+    for i, j in joined:
+        off[i, j] = off[j, i] = False
+    middle = (ends[0] + ends[1]) // 2
+    within, across = _cosines(W[middle], config.sets.sizes)
+    ours = results["sets_last"]
+    cross = [sum(owner[i] != owner[j] for i, j in geometry.antipodal_pairs(V, PAIR)) for V in ours]
+    lowest = results["sets_last_loss"].min()
+    return [
+        *out,
+        Claim("sets: antipodes (W_i . W_j < -0.9) at the end, all of different sets", SETS, 3, len(joined)),
+        Claim("sets: largest |W_i . W_j| besides them", f"{SETS}; an octahedron", 0.1,
+              float(np.abs(G[off]).max()), 0.0, "<=",
+              note=f"of seeds within 0.1 % of the lowest loss: {_skew(ours, results['sets_last_loss'], owner)}"),
+        Claim("sets: dimensionality of each feature at the end", SETS, [0.5] * len(G),
+              np.asarray(geometry.dimensionality(jnp.asarray(W[-1]))), 0.02),
+        Claim("sets, regime B: smallest cosine within a set", SETS, BUNDLE, float(within.min()), 0.0, ">="),
+        Claim("sets, regime B: mean cosine across sets", f"{SETS}: split apart along one axis", -0.5,
+              float(across.mean()), 0.0, "<=",
+              note=f"of {len(cross)} seeds {int((results['sets_opposed'] < -0.5).sum())} have bundles so far apart"),
+        Claim("sets: steps at which B, C and D begin rise", SETS, 1,
+              int(np.diff(results["sets_steps"][[0, *ends]]).min()), 0, ">=",
+              note=f"at {', '.join(str(s) for s in results['sets_steps'][ends])}"),
+        Claim("sets: share of seeds whose antipodes are three, of different sets", SETS, 0.9,
+              float(np.mean(np.array(cross) == 3)), 0.0, ">=",
+              note=f"losses from {lowest:.6f} to {results['sets_last_loss'].max():.6f}"),
+    ]  # fmt: skip
+
+
+def _skew(ours, loss, owner):
+    """The largest |W_i . W_j| that is of no antipodes, of each seed near the best, smallest to largest."""
+    found = []
+    for V in ours[loss <= 1.001 * loss.min()]:
+        G = np.abs(V @ V.T)
+        for i, j in geometry.antipodal_pairs(V, PAIR):
+            G[i, j] = G[j, i] = 0
+        found.append(float((G - np.diag(np.diag(G))).max()))
+    return f"{min(found):.3f} to {max(found):.3f} ({len(found)} seeds)"
