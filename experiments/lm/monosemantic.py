@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
-from experiments import latents, reading
+from experiments import language, latents, reading
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import explain, fidelity, labels, probe
@@ -61,15 +61,27 @@ def run(config, key, workdir):
     own = {f"seed {i}": code(model, f"seed {i}", one) for i, one in enumerate(found)}
     silent = {name: code(changed, name, one) for name, one in others.items()}
     dense |= own | silent
-    probes = {name: probe.probe(values, y, *half, ks=config.ks) for name, values in dense.items()}
+    held = language.judged(config, texts)
+    again = labels.resampling(np.repeat(held.documents, held.tokens.shape[1]).astype(int), seed=config.seed)
+    probes = {name: probe.probe(values, y, *half, ks=config.ks, again=again) for name, values in dense.items()}
     here = _shown(best)
-    gains = [np.median(best[f"{one}_draws"][:, here] - best["neurons_draws"][:, here], 1) for one in _seeds(config)]
+    median = {name: np.stack([np.nanmedian(probes[one].draws[:, here], 1) for one in _ones(config, name)])
+              for name in KINDS}  # fmt: skip
     return {
-        "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest), "gain_draws": np.stack(gains),
+        "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest),
+        **{f"gain_{name}_draws": _gains(best, config, name, here) for name in KINDS if name != "latents"},
+        **{f"probe_{name}_draws": found for name, found in median.items()},
         **{k: v for k, v in best.items() if k.rsplit("_", 1)[1] in ("f1", "tokens", "share")},
         **{f"probe_{name}_{part}": getattr(p, part) for name, p in probes.items() for part in ("auroc", "f1")},
-        **_explained(config, texts, list(own.values()), list(silent.values()), x, random),
+        **_explained(config, texts, list(own.values()), list(silent.values()), x, random, again),
     }  # fmt: skip
+
+
+def _gains(best, config, name, here):
+    """[seeds, draws], median over labels of the latent's F1 less that of the best unit of a kind, documents drawn
+    anew."""
+    pairs = [(one, f"control {i}" if name == "control" else name) for i, one in enumerate(_seeds(config))]
+    return np.stack([np.median(best[f"{a}_draws"][:, here] - best[f"{b}_draws"][:, here], 1) for a, b in pairs])
 
 
 def shuffled(model, key):
@@ -82,10 +94,11 @@ def shuffled(model, key):
     return nnx.merge(graph, jax.tree.unflatten(tree, moved))
 
 
-def _explained(config, texts, blocks, control, x, random):
-    """``explained_{kind}_{part}`` [seeds, F] of the best predicate of each unit."""
+def _explained(config, texts, blocks, control, x, random, again):
+    """``explained_{kind}_{part}`` [seeds, F] of the best predicate of each unit; ``explained_{kind}_draws`` [seeds,
+    draws], their median F1 in resamplings of documents, and that of those which are no single-token features."""
     tokens = explain.Tokens(
-        latents.language.judged(config, texts), texts.corpus.labels, texts.tokenizer.special,
+        language.judged(config, texts), texts.corpus.labels, texts.tokenizer.special,
         pieces=texts.tokenizer.pieces,
     )  # fmt: skip
     keep, total = tokens.keep, int(tokens.keep.sum())
@@ -103,9 +116,18 @@ def _explained(config, texts, blocks, control, x, random):
         made["random"].append(_loud(lambda at: x @ random[:, at], keep, density))
         made["shuffled"].append(explain.shuffled(block, keep, config.seed + seed))
     made["control"] = control
-    why = {name: [explain.explain(one, tokens) for one in ones] for name, ones in made.items()}
-    return {f"explained_{name}_{part}": np.stack([getattr(one, part) for one in ones])
-            for name, ones in why.items() for part in parts}  # fmt: skip
+    why = {name: [explain.explain(one, tokens, again) for one in ones] for name, ones in made.items()}
+    out = {f"explained_{name}_{part}": np.stack([getattr(one, part) for one in ones])
+           for name, ones in why.items() for part in parts}  # fmt: skip
+    for name, ones in why.items():
+        live = _live(out, name)
+        out[f"explained_{name}_draws"] = np.stack([
+            np.median(one.draws[here], 0) for one, here in zip(ones, live, strict=True)
+        ])  # fmt: skip
+        out[f"explained_{name}_many_draws"] = np.stack([
+            np.median(one.draws[here & ~one.single.astype(bool)], 0) for one, here in zip(ones, live, strict=True)
+        ])  # fmt: skip
+    return out
 
 
 def _loud(values, keep, density, block=128):
@@ -116,7 +138,7 @@ def _loud(values, keep, density, block=128):
 
 def _probed(config, model, texts):
     """Values [N, d] and labels of the judged tokens, and which of them probes are fitted and scored on."""
-    held = latents.language.judged(config, texts)
+    held = language.judged(config, texts)
     keep = reading.kept(config, texts)
     first = np.repeat(labels.first_half(held.documents), held.tokens.shape[1])
     return reading.values(config, model, texts), reading.labelled(config, texts), (keep & first, keep & ~first)
@@ -230,7 +252,7 @@ def claims(results, config):
     better explained; differences are held against the low end of their interval over seeds."""
     f1, here = _f1(results, config), _shown(results)
     mean, low, high = reading.over_seeds((f1["latents"] > f1["neurons"]).mean(1))
-    documents = np.percentile(results["gain_draws"], (2.5, 97.5))
+    documents = np.percentile(results["gain_neurons_draws"], (2.5, 97.5))
     gains = np.median(f1["latents"] - f1["neurons"], 1)
     out = [
         Claim(f"share of {here.sum()} labels whose best latent has a higher F1 than the best neuron of either sign",
@@ -240,7 +262,8 @@ def claims(results, config):
               note=f"medians by seed {', '.join(f'{g:.3f}' for g in gains)}; over documents {documents[0]:.3f} to "
                    f"{documents[1]:.3f}"),
         *(_less(f"median over labels of the latent's F1 less that of the best {words}", source,
-                np.median(f1["latents"] - f1[name], 1), f"these {np.median(f1[name]):.3f}")
+                np.median(f1["latents"] - f1[name], 1), results[f"gain_{name}_draws"],
+                f"these {np.median(f1[name]):.3f}")
           for name, words, source in (
               ("PCA", "principal component", "baseline"), ("random", "random direction", "baseline"),
               ("control", "latent of a model with shuffled weights",
@@ -254,13 +277,15 @@ def claims(results, config):
         for name, words in names.items():
             out.append(_less(f"probes of {k}: median area under the ROC curve of latents less that of {words}",
                              "k-sparse probing (Gurnee et al. 2023)", one["latents"] - one[name],
+                             (results["probe_latents_draws"] - results[f"probe_{name}_draws"])[..., at],
                              f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}; median F1 of the "
                              f"same probes {score['latents']:.3f} and {score[name]:.3f}"))  # fmt: skip
     own = np.array([np.median(values) for values in _of(results, "latents", "f1")])
+    over = lambda name, of="draws": results[f"explained_latents_{of}"] - results[f"explained_{name}_{of}"]  # noqa: E731
     for name in ("neurons", "random"):
         other = np.array([np.median(values) for values in _of(results, name, "f1")])
         out.append(_less(f"explanations: median F1 of latents less that of {SAID[name]}",
-                         f"{PAPER}: features are easier to explain than neurons", own - other,
+                         f"{PAPER}: features are easier to explain than neurons", own - other, over(name),
                          f"latents {own.mean():.3f}, these {other.mean():.3f}"))  # fmt: skip
     single = {name: [np.asarray(s, bool) for s in _of(results, name, "single")] for name in ("latents", "control")}
     many = {name: np.array([np.median(v[~s]) for v, s in zip(_of(results, name, "f1"), single[name], strict=True)])
@@ -270,7 +295,7 @@ def claims(results, config):
     out.append(_less(
         f"explanations, single-token features left out: median F1 of latents less that of {SAID['control']}",
         "trained beats shuffled; in the paper its single-token features lift the shuffled model above the trained",
-        many["latents"] - many["control"],
+        many["latents"] - many["control"], over("control", "many_draws"),
         f"latents {many['latents'].mean():.3f}, these {many['control'].mean():.3f}; with single-token features "
         f"{own.mean():.3f} and {everything:.3f}; latents moved to other tokens {moved:.3f}",
     ))  # fmt: skip
@@ -278,14 +303,20 @@ def claims(results, config):
     out.append(_less(
         "share of single-token features (the 20 largest activations on one token) in a model with shuffled weights "
         "less that in the trained one", f"{PAPER}: the shuffled model has many", share["control"] - share["latents"],
-        f"trained {share['latents'].mean():.3f}, shuffled {share['control'].mean():.3f}",
+        None, f"trained {share['latents'].mean():.3f}, shuffled {share['control'].mean():.3f}",
     ))  # fmt: skip
     return out
 
 
-def _less(text, source, by_seed, note):
-    """A claim that a difference [seeds] lies above 0: by the low end of its interval, or the number of the one seed."""
+def _less(text, source, by_seed, draws, note):
+    """A claim that a difference [seeds] lies above 0: by the lower of the low ends of its intervals over seeds and over
+    documents, whose resamplings are ``draws`` [seeds, draws]; one seed has no interval over seeds."""
     mean, low, high = reading.over_seeds(by_seed)
-    measured = low if np.isfinite(low) else mean
-    return Claim(f"{text} (low end of 95 % over seeds)", source, 0.0, measured, 0.0, ">=",
-                 note=f"mean {mean:.3f}, {reading.said(low, high)}; {note}")  # fmt: skip
+    measured, ends = low if np.isfinite(low) else mean, [reading.said(low, high)]
+    if draws is not None:
+        least, most = np.percentile(draws.mean(0), (2.5, 97.5))
+        measured = float(np.minimum(measured, least))
+        ends.append(reading.said(least, most, "documents"))
+    what = "seeds" if draws is None else "seeds and over documents, the lower one"
+    return Claim(f"{text} (low end of 95 % over {what})", source, 0.0, measured, 0.0, ">=",
+                 note=f"mean {mean:.3f}, {', '.join(ends)}; {note}")  # fmt: skip
