@@ -52,6 +52,7 @@ def made(tmp_path_factory):
     every[5]["why"] |= {"f1": 0.0, "precision": None, "recall": 0.0}  # holds nowhere in the other half
     every[6]["why"] |= {"f1": None, "recall": None, "detection": 0.7, "fuzzing": None}  # silent there
     every[7]["why"]["named_f1"] = 0.2
+    every[8]["why"]["text"] = "the token is 'שלום', 'عرب', 'x'"
     page.write(place / "page.html", every, 'A "title" <b>', PIECES, documents=[f"text {i}" for i in range(6)],
                prompts=[{"name": "one", "ids": [0, 3, 7], "features": [[[1, 0.5, 0.9]], [], [[2, 0.1, 0.2]]]},
                         {"name": "split", "ids": SPELLED, "features": [[] for _ in SPELLED]}],
@@ -617,6 +618,16 @@ def test_search_sort_map_texts_and_number(browser, made):
     browser.find_element("tag name", "body").send_keys("/")  # from anywhere
     wait(browser, "document.activeElement.id === 'search'")
     assert not errors(browser)
+
+
+def test_members_written_from_right_to_left_keep_their_places_in_a_list(browser, made):
+    for where, row in (("8", "#main section p bdi"), ("", ".index tbody tr:nth-child(9) td:nth-child(3) bdi")):
+        opened(browser, made, where)
+        members = f"return [...document.querySelectorAll('{row} bdi')]"
+        said = browser.execute_script(f"{members}.map(b => b.textContent)")
+        left = browser.execute_script(f"{members}.map(b => b.getBoundingClientRect().x)")
+        assert said == ["'שלום'", "'عرب'", "'x'"]
+        assert left == sorted(left)
 
 
 def test_scores_that_are_undefined_or_of_many_members_say_so(browser, made):

@@ -57,6 +57,8 @@ function spelled(ids) {
 }
 const written = id => spelled([id])[0];
 // tokens stand from left to right in every script, each a text of its own, and so do a token's parts: "dir" of their elements
+// what is quoted in an explanation keeps its place in the list, whichever way it is written
+const isolated = text => make("bdi", {}, visible(text).split(/('[^']*'|"[^"]*")/).map((part, i) => i % 2 ? make("bdi", {}, part) : part));
 const quoted = id => written(id).replace(/ /g, "␣");
 
 // ---- records: packed one by one, unpacked when they are looked at
@@ -226,7 +228,7 @@ async function feature(n) {
   const side = make("section", { "aria-label": "About the feature" });
   side.append(make("h2", {}, `Feature ${n}`, r.name ? make("bdi", {}, `: ${visible(r.name)}`) : ""),
     make("p", { class: "tools" }, before !== null ? make("a", { href: place(before), rel: "prev" }, "previous") : "", " ", after !== null ? make("a", { href: place(after), rel: "next" }, "next") : ""));
-  if (r.why) side.append(make("p", {}, make("bdi", {}, r.why.text || "no predicate fits"), " ", make("span", { class: "note" }, scores(r.why, r.name))));
+  if (r.why) side.append(make("p", {}, isolated(r.why.text || "no predicate fits"), " ", make("span", { class: "note" }, scores(r.why, r.name))));
   const dead = !r.on;
   side.append(make("p", {}, dead ? make("strong", {}, `Dead: silent on all ${OF}s. `) : `On at ${share(r.density)} of the ${OF}s (${r.on}). Largest activation ${short(r.max)}, mean ${short(r.mean)}. `,
     r.found ? make("span", { class: "badge" }, `found in ${r.found[0]} of ${r.found[1]} other SAEs`) : "",
@@ -283,7 +285,7 @@ function listing() {
     });
     body.replaceChildren(...rows.slice(0, most).map(i => make("tr", {}, keys.map(([key]) => key === "n"
       ? make("td", { class: "number" }, make("a", { href: place(index.n[i]) }, String(index.n[i])))
-      : TEXTS.includes(key) ? make("td", {}, make("bdi", {}, visible(index[key][i] || ""))) : make("td", { class: "number" }, short(index[key][i]))))));
+      : TEXTS.includes(key) ? make("td", {}, isolated(index[key][i] || "")) : make("td", { class: "number" }, short(index[key][i]))))));
     count.replaceChildren(`${rows.length} features${rows.length > most ? `, the first ${most} shown ` : ""}`);
     if (rows.length > most) count.append(make("button", { onclick: () => {
       const before = most;
@@ -338,7 +340,7 @@ function prompts() {
     const choose = () => panel.replaceChildren(make("h3", {}, make("bdi", { dir: "ltr" }, quoted(id)), ` at place ${t}`), features.length
       ? make("table", {}, make("tr", {}, ["feature", "activation", "of its largest", "explanation"].map(h => make("th", {}, h))), features.map(([n, act, part]) => make("tr", {},
         make("td", {}, make("a", { href: place(n) }, String(n))), make("td", { class: "number" }, short(act)), make("td", { class: "number" }, share(part)),
-        make("td", {}, make("bdi", {}, rowOf.has(n) ? called(rowOf.get(n)) : "")))))
+        make("td", {}, isolated(rowOf.has(n) ? called(rowOf.get(n)) : "")))))
       : make("p", {}, "No feature of this file is on here."));
     token.addEventListener("click", choose);
     token.addEventListener("keydown", event => { if (event.key === "Enter" || event.key === " ") { choose(); event.preventDefault(); } });
