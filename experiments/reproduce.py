@@ -24,7 +24,7 @@ GROUPS = {
     "main": ("toy/superposition_demo", "toy/superposition_demo:rescaled", "toy/pentagon", "toy/phase_diagram",
              "toy/phase_diagram:n3m2", "toy/phase_diagram:nobias", "toy/sweep"),
     "toy": ("toy/geometry", "toy/perturbed_pentagon", "toy/correlated", "toy/privileged_basis", "toy/absolute_value",
-            "toy/loss_expansion", "toy/sparse_hidden", "toy/dynamics"),
+            "toy/loss_expansion", "toy/sparse_hidden", "toy/dynamics", "toy/adversarial", "toy/nonlinear_compression"),
     "sae": ("sae/toy_to_sae", "sae/absorption", "sae/hedging", "sae/matryoshka_tree", "sae/recovery", "sae/recipes",
             "sae/pareto", "sae/synth_benchmark", "sae/synth_benchmark:4k", "sae/world_page"),
     "lm": ("lm/one_layer", "lm/scripts", "lm/scripts:rare", "lm/small"),

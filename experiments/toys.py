@@ -13,13 +13,13 @@ class Trained(NamedTuple):
     """Members in the order of the population, seeds running fastest.
 
     Attributes:
-        params: name -> [settings, seeds, ...].
+        params: of the model, name -> [settings, seeds, ...]; modules within it are mappings of their own.
         loss: [settings, seeds], held out; infinite where a member diverged.
         best: [settings], the seed of the lowest loss.
         result: of ``fit``.
     """
 
-    params: dict[str, np.ndarray]
+    params: dict[str, Any]
     loss: np.ndarray
     best: np.ndarray
     result: Result
@@ -62,5 +62,5 @@ def trained(
     loss = np.where(result.frozen_at >= 0, np.inf, loss).reshape(-1, seeds)
     what, values = of
     check.some_sound(loss, what, np.arange(len(loss)) if values is None else values)
-    each = {name: value.reshape(len(loss), seeds, *value.shape[1:]) for name, value in params.items()}
+    each = jax.tree.map(lambda a: a.reshape(len(loss), seeds, *a.shape[1:]), params)
     return Trained(each, loss, loss.argmin(1), result)

@@ -46,6 +46,13 @@ TINY |= {
     "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
     "dynamics": {"records": 2, "levels": {"steps": 2, "batch": 8, "seeds": 2},
                  "sets": {"steps": 2, "nodes": 1, "seeds": 2}},
+    "adversarial": {
+        "n": 8, "m": 3, "densities": 3, "strengths": (0.0, 0.5), "steps": 2, "log_every": 1, "seeds": 2, "batch": 16,
+        "eval_batch": 512, "ascent": 2,
+    },
+    "nonlinear_compression": {
+        "steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "side": 20, "neurons": (2, 18),
+    },
     "sparse_hidden": {"steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "eval_batches": 1},
     "loss_expansion": {"steps": 2, "log_every": 1, "nodes": (4, 3, 2, 2, 2), "train_nodes": (2, 2, 2, 2, 2)},
     "perturbed_pentagon": {
@@ -205,7 +212,7 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
       for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion",
-                   "sparse_hidden")),
+                   "sparse_hidden", "nonlinear_compression")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
       for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
     pytest.param("lm.small", marks=pytest.mark.ci),
@@ -234,6 +241,10 @@ def test_quick_keeps_its_claims(name, tmp_path):
         (
             "dynamics",
             ("levels: largest distance", "levels: features in digons", "sets: dimensionality", "sets, regime B: sma"),
+        ),
+        (
+            "adversarial",
+            ("dense: vulnerability", "it grows", "correlation of", "the model without", "control: a random"),
         ),
         ("absolute_value", ("3 features, 6 neurons: mono", "the same: features with", "sparsest: share of mono")),
     ],

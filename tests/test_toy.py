@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.toy import dynamics
+from experiments.toy import dynamics, nonlinear_compression
 from experiments.toy.absolute_value import motif
 from experiments.toy.perturbed_pentagon import crossing
 from experiments.toy.privileged_basis import monosemantic
+from superpose.toy import attack
 from superpose.toy.models import ACTIVATIONS, ToyModel, TwoLayers, normalised, objective
 from superpose.worlds import prng
 from superpose.worlds.expect import Batch
@@ -110,6 +111,75 @@ def test_a_penalty_on_hidden_activations_is_its_mean_times_the_weight():
     h = np.maximum(np.asarray(model.W[...]).T @ np.asarray(x), 0)
     assert float(losses[1] - losses[0]) == pytest.approx(0.3 * h.sum(0).mean(), rel=1e-5)
     assert h.sum() > 0
+
+
+def test_the_model_sees_a_perturbed_input_and_is_judged_by_the_other():
+    make = lambda rngs: ToyModel(4, 2, rngs=rngs)  # noqa: E731
+    model, x = make(nnx.Rngs(0)), jax.random.uniform(jax.random.key(1), (4, 8))
+    params, hyper = nnx.to_pure_dict(nnx.state(model)), {"importance": jnp.ones(4), "attack": 0.5}
+    moved = lambda params, key, x, hyper: x + hyper["attack"] * params["W"][:, :1]  # noqa: E731
+    loss = lambda p: objective(make, perturb=moved).loss(p, (), Batch(x, jnp.full(8, 1 / 8)), None, 0, hyper)[0]  # noqa: E731
+    fixed = x + 0.5 * params["W"][:, :1]
+    want = lambda p: jnp.square(x - nnx.merge(nnx.graphdef(model), p)(fixed)).sum(0).mean()  # noqa: E731
+    assert float(loss(params)) == pytest.approx(float(want(params)), rel=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(params)["W"], jax.grad(want)(params)["W"], rtol=1e-5, atol=1e-6)
+
+
+def test_no_direction_raises_a_feature_more_than_its_attack():
+    W = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    W[5] = 0
+    found = np.asarray(attack.directions(jnp.asarray(W)))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), [1, 1, 1, 1, 1, 0], atol=1e-6)
+    other = np.random.default_rng(1).normal(size=(6, 500))
+    other /= np.linalg.norm(other, axis=0)
+    for i in range(5):
+        assert (W[i] @ W.T @ found[i]) > (W[i] @ W.T @ other).max()
+
+
+def test_errors_after_attacks_are_those_of_the_model():
+    rng = np.random.default_rng(0)
+    W, b = rng.normal(size=(20, 4)).astype(np.float32) * 0.5, rng.normal(size=20).astype(np.float32) * 0.1
+    x = (rng.random((20, 7)) * (rng.random((20, 7)) < 0.3)).astype(np.float32)
+    of = lambda x, seen: np.square(x - np.maximum(W @ W.T @ seen + b[:, None], 0)).sum(0)  # noqa: E731
+    own = jnp.asarray(W), jnp.asarray(b), jnp.asarray(x)
+    found = np.asarray(attack.errors(*own, jnp.float32(0.3)))
+    step = np.asarray(attack.directions(own[0]))
+    want = np.stack([of(x, x + 0.3 * step[i][:, None]) for i in range(20)])
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    climbed, blind = attack.ascended(*own, jnp.float32(0.3), 10)
+    assert (np.asarray(climbed) > of(x, x)).all()
+    assert not np.asarray(blind).any()
+    still, blind = attack.ascended(own[0], own[1] - 9, own[2], jnp.float32(0.3), 10)  # every ReLU is off: masked
+    np.testing.assert_allclose(still, np.square(x).sum(0), rtol=1e-6)
+    assert np.asarray(blind).all()
+    same, _ = attack.ascended(*own, jnp.float32(0), 10)
+    np.testing.assert_allclose(same, of(x, x), rtol=1e-4, atol=1e-5)
+
+
+def test_attacks_in_training_have_their_norm_and_hit_every_feature():
+    W = jax.random.normal(jax.random.key(0), (5, 3))
+    moved = attack.on_random_feature({"W": W}, jax.random.key(1), jnp.zeros((5, 400)), {"attack": 0.25})
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=0), 0.25, rtol=1e-5)
+    cosines = np.asarray(attack.directions(W) @ moved) / 0.25
+    hit, count = np.unique(cosines.argmax(0), return_counts=True)
+    assert hit.tolist() == [0, 1, 2, 3, 4]
+    assert count.min() > 50
+    np.testing.assert_allclose(cosines.max(0), 1, rtol=1e-5)
+
+
+def test_two_numbers_come_back_but_for_the_level_and_the_network_is_that_code():
+    x, y = nonlinear_compression._square(40)
+    t = nonlinear_compression.compressed(x, y, 4, 0)
+    assert len(np.unique(t)) == 160  # no level meets another
+    low, back = nonlinear_compression.restored(t, 4, 0)
+    np.testing.assert_allclose(low, np.floor(4 * x) / 4)
+    np.testing.assert_allclose(back, y)
+    wide = nonlinear_compression.compressed(np.array([0.5, 0.525, 0.475]), np.zeros(3), 2, 0.1)
+    np.testing.assert_allclose(wide, [0.25, 0.5, 0])
+    exact = nonlinear_compression.restored(nonlinear_compression.compressed(x, y, 4, 0.2), 4, 0.2)
+    found, count = nonlinear_compression.built(x, y, 4, 0.2)
+    np.testing.assert_allclose(found, exact, atol=1e-9)
+    assert count == 14  # two bends for each of three jumps on both sides, and two that carry on
 
 
 def test_features_that_change_places_within_a_window_are_counted():

@@ -133,6 +133,7 @@ def objective(
     init: Callable | None = None,
     target: Callable | None = None,
     record: Callable | None = None,
+    perturb: Callable | None = None,
 ) -> Objective:
     """The paper's objective for any module that maps x [n, B] to x_hat [n, B].
 
@@ -144,6 +145,8 @@ def objective(
         init: (params, key, hyper) -> params, an edit of the module's own initial values.
         target: x -> what the model is to say of it; None is x itself.
         record: params -> arrays that are kept at listed steps (``train.fit.Objective``).
+        perturb: (params, key, x, hyper) -> x as the model gets to see it, of which it is to say what is said of x
+            itself; no gradient goes through it (adversarial training).
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -154,9 +157,10 @@ def objective(
     def loss(params, state, batch, key, step, hyper):
         wanted = batch.x if target is None else target(batch.x)
         model = nnx.merge(graph, params)
-        error = weighted_error(wanted, model(batch.x), hyper["importance"], batch.w)
+        seen = batch.x if perturb is None else jax.lax.stop_gradient(perturb(params, key, batch.x, hyper))
+        error = weighted_error(wanted, model(seen), hyper["importance"], batch.w)
         if "hidden_l1" in hyper:
-            error = error + hyper["hidden_l1"] * jnp.sum(batch.w * jnp.abs(model.encode(batch.x)))
+            error = error + hyper["hidden_l1"] * jnp.sum(batch.w * jnp.abs(model.encode(seen)))
         return error, (state, {})
 
     return Objective(init=start, loss=loss, record=record)
@@ -211,6 +215,7 @@ def population(
     init: Callable | None = None,
     target: Callable | None = None,
     record: Callable | None = None,
+    perturb: Callable | None = None,
     block: int = 16,
 ) -> Population:
     """A population of toy models on a sparse world, ready for ``train.fit.fit``.
@@ -225,7 +230,7 @@ def population(
         model: rngs -> a module of your own, x [n, B] -> x_hat [n, B], in place of ToyModel.
         expectation, size: a row of ``worlds.expect.EXPECTATIONS`` and its size (batch, or nodes per feature).
         world: of n features; None takes independent features with values U[0, 1].
-        init, target, record: see ``objective``.
+        init, target, record, perturb: see ``objective``.
 
     Raises:
         ValueError: a density outside (0, 1], n or m below 1, wrong shapes; each in one sentence.
@@ -250,7 +255,7 @@ def population(
     )
     sample = expect.expectation(expectation, world or independent(n), size)
     return Population(
-        objective(make, init, target, record),
+        objective(make, init, target, record, perturb),
         recipe,
         {**hyper, "density": density, "importance": np.broadcast_to(weights, shape)},
         source=Sampler(lambda key, h: sample(key, h["density"])),
