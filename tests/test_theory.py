@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from superpose.toy import theory
+from superpose.toy import kgons, theory
 
 quick = settings(max_examples=60, deadline=None)
 importances = st.lists(st.floats(0.01, 10), min_size=2, max_size=9).map(np.array)
@@ -418,3 +418,30 @@ def test_expansion_is_differentiable_and_maps():
     stacked = jax.vmap(theory.one_active_loss, (0, 0, None))(jnp.stack([W, 2 * W]), jnp.stack([b, b]), importance)
     assert stacked.shape == (2,)
     assert theory.first_order_loss(W, b, importance, jnp.array([0.1, 0.2])).shape == (2,)
+
+
+@pytest.mark.parametrize(("k", "c", "positive"), [(4, 5, 0), (4, 6, 2), (5, 5, 0), (5, 6, 1), (6, 6, 0), (7, 9, 1)])
+def test_polygons_are_critical_points_of_their_loss(k, c, positive):
+    W, b = kgons.corners(k, c, positive)
+    with jax.enable_x64(True):
+        loss = lambda W, b: theory.one_active_loss(W, b, jnp.ones(c)) / c  # noqa: E731
+        value, slopes = jax.value_and_grad(loss, (0, 1))(jnp.asarray(W), jnp.asarray(b))
+        off = np.asarray(jax.grad(loss)(jnp.asarray(W * 0.9), jnp.asarray(b)))
+        value, slopes = float(value), [np.asarray(s) for s in slopes]
+    assert value == pytest.approx(kgons.level(k, c, positive), abs=1e-9)
+    assert max(np.abs(s).max() for s in slopes) < 1e-7
+    assert np.abs(off).max() > 1e-3
+
+
+def test_the_bias_that_pays_is_the_best_one_of_a_dead_feature():
+    W, b = kgons.corners(5, 6, 1)
+    losses = [float(theory.one_active_loss(jnp.asarray(W), jnp.asarray(b).at[5].set(v), jnp.ones(6))) for v in
+              (0.0, 1 / 12 - 0.02, 1 / 12, 1 / 12 + 0.02)]  # fmt: skip
+    assert losses[2] < min(losses[1], losses[3]) < losses[0]
+
+
+def test_more_corners_than_features_and_no_polygon_are_refused():
+    with pytest.raises(ValueError, match="has 1 dead ones, got 2"):
+        kgons.level(5, 6, 2)
+    with pytest.raises(ValueError, match="k >= 3"):
+        kgons.polygon(2)
