@@ -50,6 +50,7 @@ TINY |= {
         "n": 8, "m": 3, "densities": 3, "strengths": (0.0, 0.5), "steps": 2, "log_every": 1, "seeds": 2, "batch": 16,
         "eval_batch": 512, "ascent": 2,
     },
+    "capacity": {"steps": 2, "log_every": 1, "seeds": 2, "cells": 3, "n": 6, "d": 2, "nodes": 2, "block": 8},
     "k_gons": {"steps": 4, "log_every": 2, "seeds": 2, "batch": 16, "records": 4, "shown": 2},
     "nonlinear_compression": {
         "steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "side": 20, "neurons": (2, 18),
@@ -213,7 +214,7 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
       for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion",
-                   "sparse_hidden", "nonlinear_compression", "k_gons")),
+                   "sparse_hidden", "nonlinear_compression", "k_gons", "capacity")),
     *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
       for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
     pytest.param("lm.small", marks=pytest.mark.ci),

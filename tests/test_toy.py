@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import stats
 
 from experiments.toy import dynamics, nonlinear_compression
 from experiments.toy.absolute_value import motif
 from experiments.toy.perturbed_pentagon import crossing
 from experiments.toy.privileged_basis import monosemantic
-from superpose.toy import attack
+from superpose.toy import attack, capacity
 from superpose.toy.models import ACTIVATIONS, ToyModel, TwoLayers, normalised, objective
 from superpose.worlds import prng
 from superpose.worlds.expect import Batch
@@ -24,7 +25,8 @@ X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 7)), jnp.float32)
 def test_the_hidden_layer_has_its_nonlinearity_and_no_bias(hidden):
     model = ToyModel(4, 3, hidden=hidden, rngs=nnx.Rngs(0))
     W = np.asarray(model.W[...])
-    h = W.T @ X if hidden == "linear" else np.maximum(W.T @ X, 0)
+    pre = W.T @ np.asarray(X)
+    h = {"linear": pre, "relu": np.maximum(pre, 0), "gelu": pre * stats.norm.cdf(pre)}[hidden]
     np.testing.assert_allclose(model.encode(X), h, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model(X), np.maximum(W @ h, 0), rtol=1e-5, atol=1e-6)
     assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(model))} == {"W", "b"}
@@ -203,3 +205,40 @@ def test_regimes_of_two_sets_are_told_by_their_angles():
     loss = np.array([9.0, 5.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.1, 0.1])
     found = dynamics._regimes({"sets_W": np.stack(frames), "sets_loss": loss}, config)
     assert found == [3, 6, 9]
+
+
+def test_the_quadratic_loss_is_that_of_its_inputs():
+    rng, n, kurtosis = np.random.default_rng(0), 5, 4.0
+    x = rng.choice([-1, 1], (n, 400_000)) * (rng.random((n, 400_000)) < 1 / kurtosis) * np.sqrt(kurtosis)
+    W, v = rng.normal(size=(n, 2)).astype(np.float32) * 0.5, (rng.random(n) + 0.5).astype(np.float32)
+    error = (v[:, None] * x**2).sum(0) - np.square(W.T @ x).sum(0)
+    found = capacity.quadratic_loss(jnp.asarray(W), jnp.asarray(v), kurtosis)
+    assert float(found) == pytest.approx(error.var(), rel=0.02)
+
+
+@pytest.mark.parametrize("kurtosis", [1.5, 3.0, 4.0, 9.0])
+def test_no_other_allocation_of_capacity_loses_less(kurtosis):
+    rng = np.random.default_rng(0)
+    v = np.sort(rng.random(6) + 0.05)[::-1]
+    best = capacity.allocation(v, 2, kurtosis)
+    assert best.sum() == pytest.approx(2)
+    lost = lambda C: float(capacity.loss_at(C, v, kurtosis).sum())  # noqa: E731
+    for _ in range(300):
+        other = rng.dirichlet(np.full(6, 0.5)) * 2
+        if other.max() <= 1:
+            assert lost(other) >= lost(best) - 1e-5
+    C = np.linspace(0.05, 0.95, 7)
+    slope = (capacity.loss_at(C + 1e-3, 1.0, kurtosis) - capacity.loss_at(C - 1e-3, 1.0, kurtosis)) / 2e-3
+    np.testing.assert_allclose(-slope, capacity.marginal_benefit(C, 1.0, kurtosis), rtol=0.01)
+
+
+def test_what_a_feature_loses_adds_up_where_rows_are_frames():
+    W = np.array([[1, 0, 0], [-0.5, 3**0.5 / 2, 0], [-0.5, -(3**0.5) / 2, 0], [0, 0, 1]])  # a triangle, and one alone
+    C = np.array([2 / 3, 2 / 3, 2 / 3, 1.0])
+    v, kurtosis = np.array([1.0, 1.0, 1.0, 2.0]), 5.0
+    r = (kurtosis - 1) / 2
+    own = v * r * C / (r * C + 1 - C)  # the best squared length at that capacity
+    rows = jnp.asarray(W * np.sqrt(own)[:, None], jnp.float32)
+    assert float(capacity.quadratic_loss(rows, jnp.asarray(v, jnp.float32), kurtosis)) == pytest.approx(
+        float(capacity.loss_at(C, v, kurtosis).sum()), rel=1e-5
+    )

@@ -19,9 +19,13 @@ from superpose.train.recipe import Recipe
 from superpose.worlds import expect
 from superpose.worlds.sparse import World, independent
 
-ACTIVATIONS: dict[str, Callable] = {"linear": lambda x: x, "relu": jax.nn.relu}
+ACTIVATIONS: dict[str, Callable] = {
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
 """name -> a nonlinearity. After the decoder, "linear" and "relu" are the two models of TMS, "Basic Results"; in the
-hidden layer, "relu" is that of "Superposition in a Privileged Basis"."""
+hidden layer, "relu" is that of "Superposition in a Privileged Basis"; "gelu" is beside them in Scherlis et al. 2022."""
 
 
 class ToyModel(nnx.Module):
