@@ -25,7 +25,7 @@ GROUPS = {
              "toy/phase_diagram:n3m2", "toy/phase_diagram:nobias", "toy/sweep"),
     "toy": ("toy/geometry", "toy/perturbed_pentagon", "toy/correlated", "toy/privileged_basis", "toy/absolute_value",
             "toy/loss_expansion", "toy/sparse_hidden", "toy/dynamics", "toy/adversarial", "toy/nonlinear_compression",
-            "toy/k_gons", "toy/capacity"),
+            "toy/k_gons", "toy/capacity", "toy/memorization"),
     "sae": ("sae/toy_to_sae", "sae/absorption", "sae/hedging", "sae/matryoshka_tree", "sae/recovery", "sae/recipes",
             "sae/pareto", "sae/synth_benchmark", "sae/synth_benchmark:4k", "sae/world_page"),
     "lm": ("lm/one_layer", "lm/scripts", "lm/scripts:rare", "lm/small"),

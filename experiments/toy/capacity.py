@@ -19,6 +19,7 @@ PAPER = "Scherlis et al. 2022"
 DERIVED = "derived: superpose/toy/capacity.py"
 WHOLE = 0.05
 """Distance from 0 and from 1 within which a feature counts as ignored, or as whole."""
+SPELT = {"relu": "ReLU", "gelu": "GELU"}
 CASES = [(kurtosis, ratio) for ratio in (0.8, 0.35) for kurtosis in (2.0, 3.0, 8.0)]
 """Kurtosis and v_2 / v_1 of the six pairs of marginal benefits that are drawn."""
 
@@ -94,7 +95,7 @@ def draw(results, config):
     top.supylabel("marginal benefit", fontsize=9)
     maps = [("quadratic neurons: theory", "pair_best", "kurtoses", r"kurtosis $\kappa$"),
             ("quadratic neurons: trained", "pair_C", "kurtoses", r"kurtosis $\kappa$"),
-            *((f"output {one.replace('elu', 'ELU')}: trained", f"{one}_C", "density", r"$1-S$")
+            *((f"output {SPELT.get(one, one)}: trained", f"{one}_C", "density", r"$1-S$")
               for one in config.activations)]  # fmt: skip
     for ax, (says, name, axis, label) in zip(middle.subplots(1, len(maps)), maps, strict=True):
         image = ax.pcolormesh(results["ratio"], results[axis], results[name], vmin=0, vmax=1, cmap="viridis")

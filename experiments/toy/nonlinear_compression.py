@@ -116,16 +116,17 @@ def draw(results, config):
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.15])[:, 0]
     ways, (lines, dots) = top.subplots(1, 3), bottom.subplots(1, 2)
     (x, y), most = _square(DRAWN), config.neurons[-1]
+    ranks = results["t"].ravel().argsort().argsort().reshape(DRAWN, DRAWN)
     for ax, t, says in (
         (ways[0], compressed(x, y, 3, 0), "$t = (\\lfloor 3x \\rfloor + y)\\, /\\, 3$"),
         (ways[1], compressed(x, y, 3, 0.3), "the same, steep pieces 0.1 wide"),
-        (ways[2], results["t"], f"learned by {most} + {most} neurons, the best of {config.seeds}"),
+        (ways[2], ranks / ranks.max(), f"learned by {most} + {most} neurons, the best of {config.seeds}"),
     ):  # fmt: skip
         image = ax.imshow(t.T, origin="lower", extent=(0, 1, 0, 1), cmap="viridis")
         ax.contour(x, y, t, levels=16, colors="w", linewidths=0.5, alpha=0.6)
         ax.set(xlabel="$x$", ylabel="$y$")
         ax.set_title(says, fontsize=10)
-        top.colorbar(image, ax=ax, label="$t$", shrink=0.85)
+        top.colorbar(image, ax=ax, label="rank of $t$" if ax is ways[2] else "$t$", shrink=0.85)
     colours = plot.DENSER(np.linspace(0, 0.85, len(results["levels"])))
     for z, error, colour in zip(results["levels"], results["error"], colours, strict=True):
         lines.plot(results["widths"], error, color=colour, lw=1.6, label=f"$Z$ = {z}")
