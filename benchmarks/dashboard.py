@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--peer", default=".venv-peers/bin/python", help="Python with the peer (make peers)")
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--features", type=int, default=F)
+    parser.add_argument("--features", type=int, default=F, help=f"of the pages; the SAE has {F:,}, or as many as these")
     parser.add_argument("--ablated", type=int, default=64, help="features of timed ablations and doses")
     parser.add_argument("--peer_features", type=int, nargs="*", default=(32, 128), help="how many of the peer's: two "
                         "numbers, whose difference is timed; none leaves it out")  # fmt: skip
@@ -70,7 +70,7 @@ def main() -> int:
     args = parser.parse_args()
     config = Config(vocab=VOCAB, d_model=128, layers=1, heads=4, d_head=32, d_mlp=512, context=CONTEXT,
                     positions="learned", norm="layer", act="relu", gated=False, mlp_bias=True)  # fmt: skip
-    model, arch = Transformer(config, nnx.Rngs(0)), Architecture(512, F, "topk", K)
+    model, arch = Transformer(config, nnx.Rngs(0)), Architecture(512, max(F, args.features), "topk", K)
     rng = np.random.default_rng(1)
     params = {n: rng.normal(size=s).astype(np.float32) * 0.05 for n, s in arch.shapes().items()}
     params["W_dec"] /= np.linalg.norm(params["W_dec"], axis=1, keepdims=True)
@@ -117,7 +117,7 @@ def main() -> int:
         "device": device_name(), "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__, "rounds": args.rounds,
         "tokens": args.tokens, "features": args.features,
         "features/s": args.features / middle["pages"],
-        "kB a feature": size / args.features / 1000, "kB a feature, with ablations": large / 1000,
+        "files": len(files), "kB a feature": size / args.features / 1000, "kB a feature, with ablations": large / 1000,
         "peak GiB": peak / 2**30,
         "pass: tokens/s": args.tokens / middle["pass"], "pass: s": middle["pass"],
         "with ablations: features/s": args.ablated / middle["ablated"],
@@ -145,7 +145,8 @@ def main() -> int:
             print(f"{name:50} {value:,.1f}" if isinstance(value, float) else f"{name:50} {value}")
     args.out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "_", device_name().lower()).strip("_")
-    out = args.out / f"dashboard_{slug}.json"
+    many = "" if args.features == F else f"{args.features}_"
+    out = args.out / f"dashboard_{many}{slug}.json"
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {out}")
     return 0

@@ -52,8 +52,8 @@ TINY |= {
     },
     "capacity": {"steps": 2, "log_every": 1, "seeds": 2, "cells": 3, "n": 6, "d": 2, "nodes": 2, "block": 8},
     "memorization": {
-        "steps": 2, "log_every": 1, "recipe": {"warmup": 1}, "seeds": 1, "n": 20, "density": 0.2, "examples": (3, 5, 30, 600),
-        "dimensions": (2, 3), "rates": (1.0, 3.0), "test": 20,
+        "steps": 2, "log_every": 1, "recipe": {"warmup": 1}, "seeds": 1, "n": 20, "density": 0.2,
+        "examples": (3, 5, 30, 600), "dimensions": (2, 3), "rates": (1.0, 3.0), "test": 20,
     },
     "k_gons": {"steps": 4, "log_every": 2, "seeds": 2, "batch": 16, "records": 4, "shown": 2},
     "nonlinear_compression": {

@@ -1,8 +1,8 @@
 """More monosemantic neurons at the same loss (Jermyn, Schiefer, Hubinger 2022, "Engineering Monosemanticity in Toy
 Models").
 
-Claim: networks that start with negative biases, which then decay, end with more monosemantic neurons and no higher loss;
-so do those of higher learning rates and of more neurons.
+Claim: networks that start with negative biases, which then decay, end with more monosemantic neurons and no higher
+loss; so do those of higher learning rates and of more neurons.
 Command: python -m experiments.run --config=configs/toy/monosemantic_engineering.py   (also :quick and :published)
 Expected: twice the share of monosemantic neurons with as many neurons as features. Time: see REPRODUCTION.md.
 The paper's code trains with LAMB and a cosine that goes up and down; here it is Adam and a cosine to zero, on half the

@@ -107,7 +107,7 @@ def _trained(config, P, task, k, starts, lr, key, workdir):
         return dataclasses.replace(pop, objective=dataclasses.replace(pop.objective, project=project))
 
     got = toys.trained(members(config.batch), members(config.eval_batch), config, key, workdir, seeds=config.seeds,
-                       of=("start", list(starts)), title=f"{task}, {k} neurons, rate {lr:g}", record_at=[0])  # fmt: skip
+                       of=("start", list(starts)), title=f"{task}, {k} neurons, lr {lr:g}", record_at=[0])  # fmt: skip
     acts = _single(got.params["A"], got.params["b"], P, low < 0)  # [2, seeds, k, n]
     first = {name: a[0].reshape(2, config.seeds, *a.shape[2:]) for name, a in got.result.records.items()}
     return got.loss, _alone(acts), _alone(_single(first["A"], first["b"], P, low < 0)), acts[:, 0]
@@ -169,8 +169,8 @@ def draw(results, config):
         ax.set(xlabel="feature, ordered by the neuron that it drives the most", title=name)
     bottom.axes[0].set_ylabel("neuron, those of one feature first")
     bottom.colorbar(image, ax=bottom.axes, label="activation by one feature alone, at 1", shrink=0.9)
-    figure.suptitle(f"Engineering monosemanticity: {config.n} features, a fixed projection to {config.m} dimensions, ReLU "
-                    f"neurons; mean of {config.seeds} models", fontsize=12)  # fmt: skip
+    figure.suptitle(f"Engineering monosemanticity: {config.n} features, a fixed projection to {config.m} dimensions, "
+                    f"ReLU neurons; mean of {config.seeds} models", fontsize=12)  # fmt: skip
     return {"": figure}
 
 
@@ -194,9 +194,8 @@ def claims(results, config):
                   note=f"numbers {by_k(share[t, 1] * k)}"),
         ]  # fmt: skip
     if len(config.rates) > 1:
-        rate = results["rate_share"].mean(-1)
-        out.append(Claim("higher learning rates, more monosemantic neurons: share at the highest less that at the lowest, "
-                         "started at 0", PAPER, 0.0, float(rate[0, -1] - rate[0, 0]), 0.0, ">=",
-                         note="shares " + ", ".join(f"{lr:g}: {v:.3f}" for lr, v in zip(config.rates, rate[0], strict=True))
-                         + "; losses " + ", ".join(f"{v:.3f}" for v in results["rate_loss"][0].mean(-1))))  # fmt: skip
+        rate, cost = results["rate_share"].mean(-1)[0], results["rate_loss"].mean(-1)[0]
+        by = "; ".join(f"{lr:g}: {a:.3f}, loss {b:.3f}" for lr, a, b in zip(config.rates, rate, cost, strict=True))
+        text = "higher learning rates, more monosemantic neurons: share at the highest less that at the lowest, from 0"
+        out.append(Claim(text, PAPER, 0.0, float(rate[-1] - rate[0]), 0.0, ">=", note=by))
     return out
