@@ -17,7 +17,7 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce reproduce-sae reproduce-lm reproduce-reading reproduce-stories reproduce-all test test-parity lint format bench peers clean FORCE
+.PHONY: help venv reproduce reproduce-toy reproduce-beyond reproduce-sae reproduce-lm reproduce-reading reproduce-stories reproduce-all test test-parity lint format bench peers clean FORCE
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv] [ACCELERATOR=cuda|tpu] [PYTEST_ARGS='-k name']"
@@ -64,6 +64,9 @@ reproduce: $(READY) ## train and draw the main figures into figures/, then print
 
 reproduce-toy: $(READY) ## the same for more figures of the toy models (about 20 minutes on 2 cores)
 	$(PY) -m experiments.reproduce toy --anew
+
+reproduce-beyond: $(READY) ## the same for toy models of later papers (about 20 minutes on 2 cores)
+	$(PY) -m experiments.reproduce beyond --anew
 
 reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
 	$(PY) -m experiments.reproduce sae --anew

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from experiments import check
+from superpose.train import progress
 from superpose.train.fit import Population, Result, evaluate, fit
 
 
@@ -27,6 +28,14 @@ class Trained(NamedTuple):
     def chosen(self, name: str) -> np.ndarray:
         """A parameter of the best seed of every setting, [settings, ...]."""
         return self.params[name][np.arange(len(self.best)), self.best]
+
+
+def announce(nanoseconds: float) -> None:
+    """Says before a run what it costs, from the work in it and what that took when it was measured."""
+    seconds = nanoseconds * 1e-9
+    for size, name in ((3600, "hours"), (60, "minutes"), (1, "seconds")):
+        if seconds >= 2 * size or size == 1:
+            return progress.say(f"about {seconds / size:.0f} {name} on 2 CPU cores")
 
 
 def trained(

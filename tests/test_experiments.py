@@ -55,6 +55,14 @@ TINY |= {
         "steps": 2, "log_every": 1, "recipe": {"warmup": 1}, "seeds": 1, "n": 20, "density": 0.2,
         "examples": (3, 5, 30, 600), "dimensions": (2, 3), "rates": (1.0, 3.0), "test": 20,
     },
+    "scaling": {
+        "steps": 2, "log_every": 1, "recipe": {"warmup": 1}, "n": 20, "widths": (2, 4), "decays": (-1.0, 0.3),
+        "alphas": (0.0, 1.0), "batch": 16, "eval_batch": 16,
+    },
+    "monosemantic_engineering": {
+        "steps": 2, "log_every": 1, "seeds": 2, "n": 12, "m": 4, "neurons": (4, 16), "swept": 16,
+        "rates": (0.001, 0.01), "batch": 16, "eval_batch": 16,
+    },
     "k_gons": {"steps": 4, "log_every": 2, "seeds": 2, "batch": 16, "records": 4, "shown": 2},
     "nonlinear_compression": {
         "steps": 2, "log_every": 1, "seeds": 2, "batch": 16, "eval_batch": 16, "side": 20, "neurons": (2, 18),
@@ -121,7 +129,13 @@ SAME = {
 """Configs that differ from another variant in numbers alone, or lack some of its kinds: that one is run below."""
 WHOLE = {f"{name}:quick" for name in ("hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "small")}
 """Configs that ``test_quick_keeps_its_claims`` runs to their end, in the same runs of the tests."""
-NOT_RUN = {"synth_benchmark:16k", "memorization:published", *(f"{name}:full" for name in FILES - {"stories"})}
+NOT_RUN = {
+    "synth_benchmark:16k",
+    "memorization:published",
+    "scaling:published",
+    "monosemantic_engineering:published",
+    *(f"{name}:full" for name in FILES - {"stories"}),
+}
 """Configs for machines that we don't have, or for the user's own files: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
@@ -255,6 +269,8 @@ def test_quick_keeps_its_claims(name, tmp_path):
             "adversarial",
             ("dense: vulnerability", "it grows", "correlation of", "the model without", "control: a random"),
         ),
+        ("scaling", ("strong: share", "strong: slope of the log of the mean", "weak: loss over", "weak: norms")),
+        ("monosemantic_engineering", ("control: before", "decoder: share", "decoder: more neurons")),
         ("memorization", ("largest T: features", "largest T: median", "double descent: the same less")),
         ("absolute_value", ("3 features, 6 neurons: mono", "the same: features with", "sparsest: share of mono")),
     ],

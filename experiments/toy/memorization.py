@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import check
+from experiments import check, toys
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.toy import geometry
 from superpose.toy.models import ToyModel, objective
-from superpose.train import progress
 from superpose.train.fit import Population, Sampler, fit
 from superpose.worlds.expect import Batch
 from superpose.worlds.sparse import independent
@@ -28,7 +27,8 @@ def run(config, key, workdir):
     one model for each T and m [m, T]."""
     check.whole(config, "n", "m", "examples", "dimensions", "seeds", "test")
     check.positive(config, "density", "rates")
-    progress.say(f"about {_hours(config):.2g} hours on 2 CPU cores: {config.steps:,} steps, all examples in each")
+    columns = sum(config.examples) * (config.seeds * len(config.rates) + len(config.dimensions) - 1)
+    toys.announce(columns * config.n * config.steps * NANOSECONDS)
     draw_key, train_key, test_key = jax.random.split(key, 3)
     test = _examples(test_key, config, config.test)
     out: dict[str, list] = {name: [] for name in ("W", "b", "h", "train", "test")}
@@ -55,11 +55,6 @@ def run(config, key, workdir):
     made["h"] = made["h"][..., : _drawn(config)].astype(np.float16)
     D = [np.asarray(geometry.dimensionality(jnp.asarray(W, jnp.float32))) for W in made["W"]]
     return made | {"grid": grid, "D": np.stack(D), "examples_D": np.stack([_of_examples(h) for h in out["h"]])}
-
-
-def _hours(config):
-    columns = sum(config.examples) * (config.seeds * len(config.rates) + len(config.dimensions) - 1)
-    return columns * config.n * config.steps * NANOSECONDS * 1e-9 / 3600
 
 
 def _examples(key, config, count):

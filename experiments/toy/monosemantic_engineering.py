@@ -15,7 +15,6 @@ from experiments import check, toys
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.toy.models import grid, population
-from superpose.train import progress
 from superpose.worlds.sparse import independent
 
 PAPER = "Jermyn, Schiefer, Hubinger 2022"
@@ -61,8 +60,7 @@ def run(config, key, workdir):
     if unknown := [task for task in config.tasks if task not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}: choose from {', '.join(TASKS)}")
     weights = (len(config.tasks) * sum(config.neurons) + (len(config.rates) - 1) * config.swept) * 2 * config.seeds
-    hours = weights * (config.n + config.m) * config.batch * config.steps * NANOSECONDS * 1e-9 / 3600
-    progress.say(f"about {hours:.2g} hours on 2 CPU cores")
+    toys.announce(weights * (config.n + config.m) * config.batch * config.steps * NANOSECONDS)
     P, starts = projection(config.n, config.m, config.seed), (0.0, config.bias)
     count = len(config.tasks) * len(config.neurons) + len(config.rates)
     keys = iter(jax.random.split(key, count))
@@ -147,7 +145,7 @@ def draw(results, config):
     for ax in (share, count, loss):
         ax.set(xscale="log", xlabel="neurons")
         ax.axvline(config.n, color="0.6", lw=0.8, ls=":")
-        plot.plain_ticks(ax.xaxis, k)
+        plot.plain_ticks(ax.xaxis, config.neurons)
         ax.tick_params(axis="x", labelsize=7)
     loss.legend(frameon=False, fontsize=7)
     for s, colour in enumerate((plot.COOL, plot.WARM)):
