@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 
 from experiments import check, toys
 from experiments.ledger import Claim
@@ -18,7 +19,7 @@ from superpose.worlds.expect import Batch
 from superpose.worlds.sparse import independent
 
 PAPER = "Henighan et al. 2023"
-NANOSECONDS = 1.5
+NANOSECONDS = 1.0
 """Of a training step, for each feature of each example of each model, on 2 CPU cores (this project, n=300)."""
 
 
@@ -169,11 +170,13 @@ def draw(results, config):
     lower.plot(T, results["test"], "o-", ms=4, color="k", label="new examples")
     lower.plot(T, results["train"].min(1), "s-", ms=4, color="0.55", label="training examples")
     lower.axhline(1, color="0.7", lw=0.8, ls=":")
-    lower.set(xlabel="training examples T", ylabel="loss, sum over features", ylim=(0, None))
+    lower.set(xlabel="training examples T", ylabel="loss, sum over features", yscale="log",
+              ylim=(0.01, 1.3 * results["test"].max()))  # fmt: skip
     lower.legend(frameon=False, fontsize=8)
     plot.plain((upper, lower))
     ax = right.subplots()
-    image = ax.pcolormesh(np.arange(len(T) + 1), np.arange(len(config.dimensions) + 1), results["grid"], cmap="viridis")
+    image = ax.pcolormesh(np.arange(len(T) + 1), np.arange(len(config.dimensions) + 1), results["grid"],
+                          cmap="viridis", norm=LogNorm())  # fmt: skip
     ax.set_xticks(np.arange(len(T)) + 0.5, [f"{t:,}" for t in T], rotation=90, fontsize=8)
     ax.set_yticks(np.arange(len(config.dimensions)) + 0.5, [str(m) for m in config.dimensions])
     ax.set(xlabel="training examples T", ylabel="hidden dimensions m", title="loss on new examples")
@@ -200,14 +203,16 @@ def claims(results, config):
               f"{PAPER}; derived: a tight frame", [1.0, 1.0],
               [float(f(examples[few] * T[few] / 2)) for f in (np.min, np.max)], 0.05, note=by_T(examples, ".4f")),
         Claim(f"T up to {T[few[-1]]}: examples are the corners of a regular polygon (largest difference of an angle "
-              "between neighbours from 2 pi / T, over it)", PAPER, 0.0, max(far), 0.1),
+              "between neighbours from 2 pi / T, over it)", PAPER, 0.0, max(far), 0.1,
+              note="by T " + ", ".join(f"{T[i]}: {v:.3f}" for i, v in zip(few, far, strict=True))),
         Claim(f"T up to {T[few[-1]]}: training loss (largest)", f"{PAPER}: examples are memorised", 0.0,
               float(train[few].max()), 0.02),
-        Claim(f"T up to {T[few[-1]]}: no feature has much of a dimension (largest dimensionality)", PAPER, 0.3,
-              float(D[few].max()), 0.0, "<="),
+        Claim(f"T up to {T[few[-1]]}: examples, not features (largest dimensionality of a feature over the median of "
+              "examples)", PAPER, 1.0, float((D[few].max(1) / examples[few]).max()), 0.0, "<="),
         Claim("largest T: features of more than half the largest norm", f"{PAPER}: a pentagon", 5, int(sizes[-1]),
               note=by_T(sizes, "d")),
-        Claim("largest T: mean dimensionality of these", f"{PAPER}: 2/5", 0.4, float(D[-1][kept[-1]].mean()), 0.05),
+        Claim("largest T: mean dimensionality of these k, times k / 2", f"{PAPER}; derived: a tight frame", 1.0,
+              float(D[-1][kept[-1]].mean()) * int(sizes[-1]) / 2, 0.05),
         Claim("largest T: median dimensionality of examples", PAPER, 0.0, float(examples[-1]), 0.01),
         Claim(f"T from {T[middle[0]]} to {T[middle[-1]]}: neither (largest dimensionality of a feature and median of "
               "examples, the larger of both, smallest over T)", PAPER, 0.3,
@@ -221,8 +226,9 @@ def claims(results, config):
               float(gain[middle].max() / gain[-1]), 0.0, ">=", note=by_T(gain)),
     ]  # fmt: skip
     grid = results["grid"]
+    between = np.flatnonzero((T > T[few[-1]]) & (T < T[-1]))
     wide = [
-        int(m) for m, row in zip(config.dimensions, grid, strict=True) if row[middle].max() > max(row[few[-1]], row[-1])
+        int(m) for m, row in zip(config.dimensions, grid, strict=True) if row[between].max() > max(*row[few], row[-1])
     ]
     out.append(Claim("test loss over T has a bump at each m (how many of them)", f"{PAPER}: double descent in both",
                      len(config.dimensions), len(wide), note=f"at m = {', '.join(map(str, wide))}"))  # fmt: skip
