@@ -22,7 +22,7 @@ ALONE = 0.999
 """Share of what all features alone switch on in a neuron that must come from one of them (the paper's code)."""
 TASKS = {"decoder": (0.0, None), "abs": (-1.0, jnp.abs)}
 """name -> the lowest value of a feature, and what is to be said of it."""
-NANOSECONDS = 0.025
+NANOSECONDS = 0.04
 """Of a training step, for each weight and column of each model, on 2 CPU cores (this project)."""
 
 
@@ -128,7 +128,7 @@ def draw(results, config):
     figure = plt.figure(figsize=(13.5, 10.5), dpi=105, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.1], squeeze=False)[:, 0]
     k = np.asarray(config.neurons)
-    names = ("biases start about 0", f"biases start about {config.bias:g}, and decay")
+    starts, names = (0.0, config.bias), ("biases start about 0", f"biases start about {config.bias:g}, and decay")
     share, count, loss, rates = top.subplots(1, 4)
     for t, (task, style) in enumerate(zip(config.tasks, ("o-", "s--"), strict=False)):
         for s, (name, colour) in enumerate(zip(names, (plot.COOL, plot.WARM), strict=True)):
@@ -147,12 +147,19 @@ def draw(results, config):
         ax.axvline(config.n, color="0.6", lw=0.8, ls=":")
         plot.plain_ticks(ax.xaxis, config.neurons)
         ax.tick_params(axis="x", labelsize=7)
-    loss.legend(frameon=False, fontsize=7)
+    top.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for s, colour in enumerate((plot.COOL, plot.WARM)):
         rates.plot(
-            config.rates, results["rate_share"][s].mean(-1), "o-", ms=4, color=colour, label="monosemantic share"
+            config.rates,
+            results["rate_share"][s].mean(-1),
+            "o-",
+            ms=4,
+            color=colour,
+            label=f"monosemantic share, from {starts[s]:g}",
         )
-        rates.plot(config.rates, results["rate_loss"][s].mean(-1), "^:", ms=4, color=colour, label="loss")
+        rates.plot(
+            config.rates, results["rate_loss"][s].mean(-1), "^:", ms=4, color=colour, label=f"loss, from {starts[s]:g}"
+        )
     rates.set(xscale="log", xlabel=f"learning rate, {config.swept} neurons", ylim=(0, None))
     plot.plain_ticks(rates.xaxis, config.rates)
     rates.legend(frameon=False, fontsize=7)
@@ -164,7 +171,10 @@ def draw(results, config):
         image = ax.imshow(
             acts[rows][:, columns], aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest"
         )
-        ax.set(xlabel="feature, ordered by the neuron that it drives the most", title=name)
+        ax.set(
+            xlabel="feature, ordered by the neuron that it drives the most",
+            title=f"{name}: {config.swept} neurons, {config.tasks[0]}",
+        )
     bottom.axes[0].set_ylabel("neuron, those of one feature first")
     bottom.colorbar(image, ax=bottom.axes, label="activation by one feature alone, at 1", shrink=0.9)
     figure.suptitle(f"Engineering monosemanticity: {config.n} features, a fixed projection to {config.m} dimensions, "
