@@ -71,6 +71,14 @@ def ends(config, *names: str) -> None:
             raise ValueError(f"{name} must be (lowest, highest) of an axis, got {config[name]!r}")
 
 
+def rising(config, *names: str, least: int = 1) -> None:
+    """Lists of at least so many numbers, each larger than the one before."""
+    for name in names:
+        values = _numbers(config, name)
+        if values.ndim != 1 or len(values) < least or not (np.diff(values) > 0).all():
+            raise ValueError(f"{name} must be a list of at least {least} numbers that rise, got {config[name]!r}")
+
+
 def listed(config, **widths: int) -> None:
     """Lists of rows with so many numbers each (or None)."""
     for name, width in widths.items():
@@ -94,7 +102,8 @@ def recipe(config, steps: int | None = None) -> Recipe:
 
 def some_sound(loss: np.ndarray, what: str, values) -> None:
     """Refuses losses [columns, seeds] with a column in which every seed diverged."""
-    lost = [f"{values[i]:g}" for i in np.flatnonzero(~np.isfinite(loss).any(1))]
+    said = lambda v: str(v) if isinstance(v, str | tuple) else f"{v:g}"  # noqa: E731
+    lost = [said(values[i]) for i in np.flatnonzero(~np.isfinite(loss).any(1))]
     if lost:
         raise ValueError(
             f"all models of {what} {', '.join(lost[:5])}{' ...' * (len(lost) > 5)} diverged: lower recipe.lr, or give "

@@ -31,11 +31,10 @@ class Trained(NamedTuple):
 
 
 def announce(nanoseconds: float) -> None:
-    """Says before a run what it costs, from the work in it and what that took when it was measured."""
-    seconds = nanoseconds * 1e-9
-    for size, name in ((3600, "hours"), (60, "minutes"), (1, "seconds")):
-        if seconds >= 2 * size or size == 1:
-            return progress.say(f"about {seconds / size:.0f} {name} on 2 CPU cores")
+    """Says before a run of two minutes or more what it costs, by what such work took when it was measured."""
+    for seconds, name in ((3600, "hours"), (60, "minutes")):
+        if (many := nanoseconds * 1e-9 / seconds) >= 2:
+            return progress.say(f"about {many:.0f} {name} on 2 CPU cores, compilation left out")
 
 
 def trained(

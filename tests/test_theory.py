@@ -445,3 +445,11 @@ def test_more_corners_than_features_and_no_polygon_are_refused():
         kgons.level(5, 6, 2)
     with pytest.raises(ValueError, match="k >= 3"):
         kgons.polygon(2)
+
+
+@pytest.mark.parametrize("k", [3, 5, 10, 12])
+def test_no_other_length_and_bias_makes_a_better_polygon(k):
+    length, bias = np.meshgrid(np.linspace(0.5, 3, 60), np.linspace(-4, 0.3, 60), indexing="ij")
+    gains = length[..., None] ** 2 * np.cos(2 * np.pi * np.arange(k) / k)
+    losses = np.asarray(theory.relu_error(gains, bias[..., None], 1.0 * (np.arange(k) == 0))).sum(-1)
+    assert 3 * k * losses.min() >= kgons.polygon(k).excess - 1e-4

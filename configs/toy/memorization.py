@@ -7,7 +7,8 @@ Command: python -m experiments.run --config=configs/toy/memorization.py   (also 
 Expected: dimensionalities 2/T of T examples, then 2/5 of five features; a bump of the test loss. Time: REPRODUCTION.md.
 Settings are those that an exercise names as the paper's, reduced: n=10,000 features and 50,000 steps there. The
 correction of July 2023 (the middle is in part a failure to optimise) is checked by a sweep over learning rates.
-:published is not run here; the paper's largest sets, above 100,000 examples, are left out: a step holds all of them.
+:published is not run here; the paper's largest sets, above 100,000 examples, are left out: a step holds all of them,
+and how much memory that takes was not measured.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from configs import recipe
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "", "quick" (fewer sets and steps) and "published" (the paper's size; a GPU of 40 GB, hours)."""
+    """Variants: "", "quick" (fewer sets and steps) and "published" (the paper's size, up to 100,000 examples)."""
     variant = variant or "full"
     if variant not in ("full", "quick", "published"):
         raise ValueError(f"unknown variant {variant!r} of memorization: choose quick or published")

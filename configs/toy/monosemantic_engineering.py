@@ -1,10 +1,10 @@
 """More monosemantic neurons at the same loss (Jermyn, Schiefer, Hubinger 2022, "Engineering Monosemanticity in Toy
 Models").
 
-Claim: networks that start with negative biases, which then decay, end with more monosemantic neurons and no higher
-loss; so do those of higher learning rates and of more neurons.
+Claims of the paper: networks that start with negative biases, which then decay, end with more monosemantic neurons at
+no higher loss; so do those of higher learning rates, and more neurons give more of them.
 Command: python -m experiments.run --config=configs/toy/monosemantic_engineering.py   (also :quick and :published)
-Expected: twice the share of monosemantic neurons with as many neurons as features. Time: see REPRODUCTION.md.
+Expected: so it is where neurons are as many as features, not with twice as many. Time: see REPRODUCTION.md.
 The paper's code trains with LAMB and a cosine that goes up and down; here it is Adam and a cosine to zero, on half the
 features and far fewer samples. :published has its sizes, steps and batch, and is not run here.
 """

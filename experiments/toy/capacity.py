@@ -30,7 +30,13 @@ def run(config, key, workdir):
     check.whole(config, "n", "d", "seeds", "nodes", "block")
     check.whole(config, "cells", least=2)
     check.positive(config, "decay", "kurtosis")
+    check.rising(config, "kurtosis", least=2)
     check.ends(config, "ratio", "kurtoses", "density")
+    if min(*config.kurtosis, config.kurtoses[0]) < 1 or config.kurtosis[-1] <= 3:
+        raise ValueError("no kurtosis is below 1, and the last of the list must be above 3, where features share, got "
+                         f"{tuple(config.kurtosis)} and {tuple(config.kurtoses)}")  # fmt: skip
+    if config.d >= config.n:
+        raise ValueError(f"this figure needs fewer dimensions than features, got d={config.d}, n={config.n}")
     if unknown := sorted(set(config.activations) - ACTIVATIONS.keys()):
         raise ValueError(f"unknown activation {unknown[0]!r}: choose from {', '.join(ACTIVATIONS)}")
     axis = lambda ends: np.geomspace(ends[0], ends[1], config.cells).astype(np.float32)  # noqa: E731
@@ -103,7 +109,9 @@ def draw(results, config):
         if axis == "density":
             ax.invert_yaxis()  # sparse above, as high kurtosis is
         else:
-            ax.plot(2 / (results[axis] - 1), results[axis], color="w", ls="--", lw=1)
+            ax.plot(2 / (results[axis] - 1), results[axis], color="w", ls="--", lw=1,
+                    label=r"$v_2/v_1 = 2/(\kappa - 1)$")  # fmt: skip
+            ax.legend(fontsize=7, loc="lower left", labelcolor="w", frameon=False)
             ax.set_xlim(results["ratio"][0], results["ratio"][-1])
         within = lambda axis, values: [v for v in values if results[axis][0] <= v <= results[axis][-1] * 1.001]  # noqa: E731
         plot.plain_ticks(ax.xaxis, within("ratio", (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)))
@@ -158,8 +166,8 @@ def claims(results, config):
               f"{PAPER}: polysemanticity grows with kurtosis", 0, int(np.diff(shares.sum(1)).min(initial=0)), 0, ">=",
               note=_by(kurtosis, shares.sum(1))),
     ]  # fmt: skip
-    if (~heavy).any():
-        far = np.minimum(C, 1 - C)[~heavy].max()
+    if (light := kurtosis < 3).any():
+        far = np.minimum(C, 1 - C)[light].max()
         out.append(Claim("kurtosis below 3: every feature is whole or ignored (largest distance)",
                          f"{PAPER}: rising marginal benefits", 0.0, float(far), 0.02))  # fmt: skip
     mixed = np.abs(results["pair_C"] - results["pair_best"])

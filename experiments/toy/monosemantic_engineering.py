@@ -29,11 +29,11 @@ NANOSECONDS = 0.04
 class Network(nnx.Module):
     """x_hat = B relu(A P x + b): P [m, n] is fixed, A [k, m] and B [n, k]."""
 
-    def __init__(self, P, k: int, *, bias: float = 0.0, rngs: nnx.Rngs):
-        """All weights uniform within 1 / sqrt(their inputs), and ``bias`` added to b (torch's linear layers)."""
+    def __init__(self, P, k: int, *, rngs: nnx.Rngs):
+        """All weights uniform within 1 / sqrt(their inputs), b too (torch's linear layers)."""
         m, n = P.shape
         uniform = lambda shape, inputs: jax.random.uniform(rngs.params(), shape, minval=-1, maxval=1) / inputs**0.5  # noqa: E731
-        self.A, self.b = nnx.Param(uniform((k, m), m)), nnx.Param(uniform((k,), m) + bias)
+        self.A, self.b = nnx.Param(uniform((k, m), m)), nnx.Param(uniform((k,), m))
         self.B = nnx.Param(uniform((n, k), k))
         self.project = lambda x: jnp.asarray(P) @ x
 
@@ -54,12 +54,17 @@ def run(config, key, workdir):
     """Of each task, start and number of neurons: losses and shares of monosemantic neurons [tasks, 2, k, seeds]; the
     same by learning rate [2, rates, seeds]; activations of single features of one model of each start [2, k, n]."""
     check.whole(config, "n", "m", "neurons", "swept", "seeds", "batch", "eval_batch")
-    check.positive(config, "density", "rates")
-    check.not_negative(config, "decay")
+    check.rising(config, "neurons", least=2)
+    check.rising(config, "rates")
+    check.positive(config, "density", "rates", "decay")
     check.finite(config, "bias")
+    if config.bias >= 0 or config.m >= config.n or config.neurons[-1] < config.n or not config.tasks:
+        raise ValueError("this figure needs a bias below 0, m below n, at least n neurons at the end of its list and a "
+                         f"task, got {config.bias:g}, m={config.m}, n={config.n}, {tuple(config.neurons)} and "
+                         f"{tuple(config.tasks)}")  # fmt: skip
     if unknown := [task for task in config.tasks if task not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}: choose from {', '.join(TASKS)}")
-    weights = (len(config.tasks) * sum(config.neurons) + (len(config.rates) - 1) * config.swept) * 2 * config.seeds
+    weights = (len(config.tasks) * sum(config.neurons) + len(config.rates) * config.swept) * 2 * config.seeds
     toys.announce(weights * (config.n + config.m) * config.batch * config.steps * NANOSECONDS)
     P, starts = projection(config.n, config.m, config.seed), (0.0, config.bias)
     count = len(config.tasks) * len(config.neurons) + len(config.rates)

@@ -47,7 +47,7 @@ def errors(
 def ascended(
     W: Float[Array, "n m"], b: Float[Array, " n"], x: Float[Array, "n B"], size: Float[Array, ""], steps: int
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-    """The error after an attack by gradients, and for which inputs the gradient is 0 to begin with.
+    """The error after an attack by gradients, and for which inputs the gradient is 0 to begin with (masked).
 
     ``steps`` steps of ascent on it within a ball of radius ``size`` about x, each a quarter of the radius long; where
     the gradient is 0 the attack stays where it is.
