@@ -62,7 +62,7 @@ $(PEERS)/.ready: requirements-peers.txt
 reproduce: $(READY) ## train and draw the main figures into figures/, then print the table of claims
 	$(PY) -m experiments.reproduce main --anew
 
-reproduce-toy: $(READY) ## the same for the other figures of the paper (about 25 minutes on 2 cores)
+reproduce-toy: $(READY) ## the same for the other figures of the paper (about 20 minutes on 2 cores)
 	$(PY) -m experiments.reproduce toy --anew
 
 reproduce-beyond: $(READY) ## the same for toy models of later papers (about 25 minutes on 2 cores)
