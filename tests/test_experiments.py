@@ -57,7 +57,7 @@ TINY |= {
     },
     "scaling": {
         "steps": 2, "log_every": 1, "recipe": {"warmup": 1}, "n": 20, "widths": (2, 4), "decays": (-1.0, 0.3),
-        "alphas": (0.0, 1.0), "batch": 16, "eval_batch": 16,
+        "weak": 0.3, "alphas": (0.0, 1.0), "batch": 16, "eval_batch": 16,
     },
     "monosemantic_engineering": {
         "steps": 2, "log_every": 1, "seeds": 2, "n": 12, "m": 4, "neurons": (4, 16), "swept": 16,

@@ -48,5 +48,6 @@ def get_config(variant: str = "") -> ConfigDict:
         c.n, c.batch, c.steps, c.log_every, c.recipe.warmup = 1000, 2048, 20_000, 1000, 2000
         c.widths = tuple(int(m) for m in np.geomspace(10, 100, 6).round())
         c.decays = tuple(float(d) for d in np.linspace(-1, 1, 10))
+        c.weak = c.decays[6]
         c.alphas = tuple(float(a) for a in np.linspace(0, 1, 9))
     return c
