@@ -5,8 +5,9 @@ others, so that important features are alone, middling ones share and the least 
 and hangs on the activation.
 Command: python -m experiments.run --config=configs/toy/capacity.py   (also :quick)
 Expected: capacities of the quadratic model within 0.02 of the theory. Time: see REPRODUCTION.md.
-The paper's own hyperparameters were not at hand; the quadratic model and its theory are derived in
-superpose/toy/capacity.py, and those of other activations are the models of TMS with one hidden dimension.
+The paper's own hyperparameters were not at hand, so that there is no :published grid; the quadratic model and its
+theory are derived in superpose/toy/capacity.py, and those of other activations are the models of TMS with one hidden
+dimension.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ Claim: with one active feature per input and two hidden dimensions, regular poly
 points of the loss, and SGD spends its time, and ends, near their losses.
 Command: python -m experiments.run --config=configs/toy/k_gons.py   (also :quick)
 Expected: lengths, biases and losses as published, to their digits. Time: see REPRODUCTION.md.
-Not here: the posterior at finite sample sizes, and learning coefficients.
+Not here: the posterior at finite sample sizes, and learning coefficients. The paper has c = 4, too, whose one level is
+a loss of 0. Its rate, batch and number of steps of SGD were not at hand, so that there is no :published grid.
 """
 
 from ml_collections import ConfigDict
