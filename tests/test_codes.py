@@ -69,9 +69,13 @@ def test_codes_are_the_activations_by_latent(tmp_path):
     assert np.array_equal(found.counts, (want != 0).sum(0))
     assert found.kept == keep.sum()
     rows = keep.reshape(-1)
-    r = correlations(want[rows], x.reshape(-1, 16)[rows])
-    np.testing.assert_allclose(found.unit_correlations(range(20)), r, atol=1e-5)
-    np.testing.assert_allclose(found.unit_correlations([11, 2]), r[[11, 2]], atol=1e-5)
+    values = x.reshape(-1, 16)[rows]
+    r = correlations(want[rows], values)
+    own, theirs = (np.linalg.norm(a, axis=0) for a in (want[rows], values))
+    cosine = want[rows].T @ values / np.maximum(own[:, None] * theirs, 1e-9)
+    for some in (range(20), [11, 2]):
+        for said, expected in zip(found.unit_correlations(some), (r, cosine), strict=True):
+            np.testing.assert_allclose(said, expected[list(some)], atol=1e-5)
     np.testing.assert_allclose(found.columns([11, 2, 3, 19]).toarray(), want[:, [11, 2, 3, 19]], atol=1e-5)
     assert found.columns([2, 3, 11]).has_sorted_indices
     with pytest.raises(ValueError, match="not within the 20"):

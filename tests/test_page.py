@@ -485,6 +485,69 @@ def test_numbers_on_the_page_are_those_of_the_record(browser, made):
         np.testing.assert_allclose(found, e[name][1][0][:5], rtol=6e-2)
 
 
+def test_every_part_of_a_feature_stands_on_its_page(browser, made):
+    """Tables, badge, histograms, dose-response, groups and what stood above already, as the record has them."""
+    opened(browser, made, "2")
+    r = made[5][2]
+    side = 'section[aria-label="About the feature"]'
+    tables = dict(browser.execute_script(
+        f"return [...document.querySelectorAll('{side} table')].map(t => [t.caption.textContent, "
+        "[...t.rows].slice(1).map(row => [...row.cells].map(c => c.textContent))])"
+    ))  # fmt: skip
+    near = lambda value: pytest.approx(value, rel=6e-3, abs=1e-9)  # noqa: E731
+    for caption, columns in (
+        ("by weight of the direction", r["weights"]), ("by correlation", r["neurons"]),
+        ("by correlation of activations", r["others"]["twin"]),
+    ):  # fmt: skip
+        assert len(tables[caption]) == len(columns[0]) == 3
+        for row, want in zip(tables[caption], zip(*columns, strict=True), strict=True):
+            assert int(row[0]) == want[0]
+            assert [float(cell) for cell in row[1:]] == [near(v) for v in want[1:]]
+    said = browser.execute_script("return document.getElementById('main').innerText")
+    assert f"found in {r['found'][0]} of 1 other SAEs" in said
+    drawn = {name: titles for name, titles in browser.execute_script(
+        f"return [...document.querySelectorAll('{side} svg')].map(s => [s.getAttribute('aria-label'), "
+        "[...s.querySelectorAll('title')].map(t => t.textContent)])"
+    )}  # fmt: skip
+    for name, bars in (("histogram of activations", r["histogram"]), ("histogram of votes on all tokens", r["votes"])):
+        assert [int(t.split(": ")[1]) for t in drawn[name]] == bars["counts"]
+    for name, what in (("change of log-probability by strength", "wanted"), ("KL divergence by strength", "kl")):
+        points = [[float(v) for v in t.split(": ")] for t in drawn[name]]
+        assert points == [[near(s), near(v)] for s, v in zip(r["dose"]["strengths"], r["dose"][what], strict=True)]
+    groups = browser.execute_script(
+        "return [...document.querySelectorAll('.group')].map(g => [g.querySelector('h3').firstChild.textContent, "
+        "g.querySelectorAll('.line').length, g.querySelector('h3').innerText])"
+    )
+    assert [(name, lines) for name, lines, _ in groups] == [(g[0], g[6] - g[5]) for g in r["groups"]]
+    for (*_, head), (name, low, high, _, mass, *_) in zip(groups, r["groups"], strict=True):
+        if name not in ("random", "silent"):
+            assert [float(v) for v in re.findall(r"([\d.e-]+) to ([\d.e-]+):", head)[0]] == [near(low), near(high)]
+            activity = float(re.findall(r"([\d.e-]+) % of its activation", head)[0])
+            assert activity == pytest.approx(100 * mass, rel=0.06, abs=0.5)
+    again = browser.execute_script(
+        "return [...document.querySelectorAll('.line')].map(l => l.innerText.includes('shown above') ? 1 : 0)"
+    )
+    assert again == r["examples"]["again"]
+    assert 0 < sum(again) < len(again)
+
+
+def test_markup_quotes_and_control_characters_are_text(browser, made):
+    every: set[str] = set()
+    texts = "return [...document.querySelectorAll('.line bdi')].map(b => b.textContent)"
+    for n in range(12):
+        opened(browser, made, str(n))
+        every |= set(browser.execute_script(texts))
+    assert every >= {"</script>", "\"'&", "\\u001b[31m", "<b>", "]]>", "<!--", "↵", "⇥"}
+    assert not errors(browser)
+
+
+def test_a_site_without_a_direct_path_says_so(browser, made, tmp_path):
+    record = {k: v for k, v in made[5][2].items() if k not in ("positive", "negative", "votes")}
+    page.write(tmp_path / "page.html", [record | {"no_votes": "z.0 does not write <linearly>"}], "one", PIECES)
+    opened(browser, (tmp_path,), "2")
+    assert "None: z.0 does not write <linearly>." in browser.execute_script("return document.body.innerText")
+
+
 def test_split_pages_lead_to_each_other(browser, made, tmp_path):
     files = page.write(tmp_path / "many.html", made[5], "many", PIECES, a_file=8)
     browser.get(f"file://{files[-1]}")
@@ -497,6 +560,8 @@ def test_split_pages_lead_to_each_other(browser, made, tmp_path):
     assert files[1].name in browser.current_url
     browser.find_element("tag name", "body").send_keys("k")
     wait(browser, "document.getElementById('main').dataset.view === '7' && document.title.startsWith('7')")
+    browser.get(f"file://{files[0]}#prompts")
+    wait(browser, "document.getElementById('main').innerText.includes('There is no text in this file')")
     browser.get(f"file://{files[0]}#9")
     wait(browser, "document.getElementById('main').innerText.includes('in another file')")
     browser.find_element("css selector", "#main a").click()

@@ -85,17 +85,22 @@ def test_a_page_of_all_features(folder, saes, tmp_path, capsys):  # noqa: F811
     assert np.isfinite(arrays["effect"]).sum() > 15
     assert np.nanmax(arrays["detection"]) == np.nanmin(arrays["fuzzing"]) == 0.5
     assert found[3]["why"]["detection"] in (0.5, None)
-    theirs = json.loads((tmp_path / "np" / "3.json").read_text())
-    assert theirs["index"] == "3"
+    assert [p.name for p in (tmp_path / "np").iterdir()] == ["batch-0.json"]
+    batch = json.loads((tmp_path / "np" / "batch-0.json").read_text())
+    features = batch.pop("features")
+    assert batch == {"model_id": "model", "layer": 0, "sae_set": "resid_post-a", "sae_id_suffix": None}
+    assert [f["feature_index"] for f in features] == list(found)
+    theirs = features[3]
     assert theirs.keys() == {
-        "modelId", "layer", "index", "activations", "frac_nonzero", "maxActApprox", "decoder_weights_dist",
+        "feature_index", "activations", "frac_nonzero", "decoder_weights_dist", "vector",
         "correlated_features_indices", "correlated_features_pearson", "correlated_features_l1", "neg_str",
         "neg_values", "pos_str", "pos_values", "freq_hist_data_bar_heights", "freq_hist_data_bar_values",
         "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "neuron_alignment_indices",
         "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices", "correlated_neurons_pearson",
-        "correlated_neurons_l1", "dataset", "n_prompts", "n_tokens",
+        "correlated_neurons_l1", "dataset", "n_prompts_total", "n_tokens_in_prompt",
     }  # fmt: skip
-    assert (theirs["dataset"], theirs["n_tokens"]) == ("texts", int(arrays["tokens"]))
+    assert (theirs["dataset"], theirs["n_tokens_in_prompt"]) == ("texts", 32)
+    assert 0 < max(theirs["correlated_neurons_l1"]) <= 1
     assert len({len(theirs[f"correlated_neurons_{part}"]) for part in ("indices", "pearson", "l1")}) == 1
     for one in theirs["activations"]:
         assert len(one["tokens"]) == len(one["values"]) > one["qualifying_token_index"]
@@ -569,8 +574,9 @@ def test_directions_are_matched_with_their_sign():
     assert r[0] == pytest.approx(np.corrcoef(x.T, y.T)[0, 3:].max())
 
 
-def universal(r, chance, neurons, cosine):
-    """Results of three SAEs of 60 latents: how well each is found again grows with how often it is on."""
+def universal(r, chance, neurons, cosine, rise=0.02):
+    """Results of three SAEs of 60 latents: how well each is found again grows with how often it is on, by ``rise`` from
+    half to half where texts are drawn again."""
     config = importlib.import_module("configs.lm.universality").get_config("quick")
     slope = np.linspace(-0.02, 0.02, 60)
     results = {"on": np.tile(np.arange(30, 90), (3, 1)), "kept": 1000, "neurons": np.full(40, neurons),
@@ -580,7 +586,7 @@ def universal(r, chance, neurons, cosine):
         moved = np.array([[0.0], [0.005], [-0.005]])
         results |= {f"pairs_{name}": np.array(pairs), f"r_{name}": r + slope + moved,
                     f"chance_{name}": np.full((3, 60), chance), f"cosine_{name}": np.full((3, 60), cosine) + moved,
-                    f"draws_{name}": np.full(100, r),
+                    f"draws_{name}": np.full(100, r), f"rise_draws_{name}": np.full(100, rise),
                     f"shared_draws_{name}": np.full(100, float(r >= 0.7))}  # fmt: skip
     return [c.holds for c in universality.claims(results, config)]
 
@@ -588,6 +594,73 @@ def universal(r, chance, neurons, cosine):
 def test_claims_of_universality_hold_where_they_are_planted_and_nowhere_else():
     assert universal(0.72, 0.1, 0.46, 0.8) == [True] * 7
     assert universal(0.2, 0.2, 0.25, 0.3) == [False, False, False, False, False, False, True]
+    assert universal(0.72, 0.1, 0.46, 0.8, rise=-0.02) == [True] * 6 + [False]  # over documents, not over seeds
+
+
+def test_latents_on_most_are_held_against_those_on_least():
+    on, r = np.array([10, 20, 30, 40]), np.array([[0.1, 0.2, 0.6, 0.8], [0.5, 0.5, 0.5, 0.5]])
+    assert universality._rise(r, on) == pytest.approx([0.55, 0.0])
+    assert universality._rise(r[:, ::-1], on) == pytest.approx([-0.55, 0.0])
+    assert np.isnan(universality._rise(r, np.full(4, 10))).all()  # none is on more than another
+
+
+def cleaner(latents, others, moved=0.005, documents=0.0):
+    """Results of ``monosemantic`` for two seeds of 30 latents and 40 labels: what latents score and what all others do;
+    over documents less by so much."""
+    config = importlib.import_module("configs.lm.monosemantic").get_config("quick")
+    seeds, ks = config.seeds, len(config.ks)
+    kinds = {name: [f"seed {i}" for i in range(seeds)] if name == "latents" else
+             [f"control {i}" for i in range(seeds)] if name == "control" else [name]
+             for name in monosemantic.KINDS}  # fmt: skip
+    results = {}
+    for name, ones in kinds.items():
+        score = latents if name == "latents" else others
+        results[f"probe_{name}_draws"] = np.full((len(ones), 50, ks), score - documents * (name == "latents"))
+        results[f"gain_{name}_draws"] = np.full((seeds, 50), latents - others - documents)
+        for i, one in enumerate(ones):
+            results |= {f"{one}_f1": np.full(40, score + moved * i), f"{one}_tokens": np.full(40, 1000),
+                        f"{one}_share": np.full(40, 0.05)}  # fmt: skip
+            results |= {f"probe_{one}_{part}": np.full((40, ks), score + moved * i) for part in ("auroc", "f1")}
+    for name in monosemantic.EXPLAINED:
+        score, single = (latents, 6) if name == "latents" else (others, 15 if latents > others else 3)
+        results |= {
+            f"explained_{name}_f1": np.full((seeds, 30), score), f"explained_{name}_tokens": np.full((seeds, 30), 100),
+            f"explained_{name}_single": np.tile(np.arange(30) < single, (seeds, 1)),
+            f"explained_{name}_draws": np.full((seeds, 50), score - documents * (name == "latents")),
+            f"explained_{name}_many_draws": np.full((seeds, 50), score - documents * (name == "latents")),
+        }  # fmt: skip
+    return [c.holds for c in monosemantic.claims(results, config)]
+
+
+def test_claims_of_monosemantic_hold_where_they_are_planted_and_nowhere_else():
+    assert cleaner(0.6, 0.4) == [True] * 17
+    assert cleaner(0.4, 0.6) == [False] * 17
+    less = cleaner(0.6, 0.4, documents=0.3)  # only the two on shares are not of documents
+    assert [i for i, holds in enumerate(less) if holds] == [0, 16]
+
+
+def family(large, twin, chance, near, change, rise):
+    """Results of ``splitting`` for two seeds of 20 small and 80 large latents: how many children and parents each has,
+    in the wide SAE, in another small one, by chance; and what the wide one has more of on nested labels."""
+    config = importlib.import_module("configs.lm.splitting").get_config("quick")
+    results = {"pairs": np.array(["a in b"] * 4), "change": np.tile(np.linspace(*change, 80), (2, 1)),
+               "cosine": np.tile(np.where(np.arange(80) < 40, 0.5 + near, 0.5), (2, 1))}  # fmt: skip
+    for prefix, (children, parents) in {"": large, "twin_": twin, "chance_": chance}.items():
+        mine, theirs = np.full((2, 20), float(children)), np.full((2, 80), float(parents))
+        theirs[:, 40:] = 0
+        results |= {f"{prefix}children": mine, f"{prefix}parents": theirs}
+        shares = splitting._shares(mine[0], theirs[0])
+        results |= {f"{prefix}{name}_without": np.full((2, splitting.GROUPS), v) for name, v in shares.items()}
+    for size, more in (("small", 0.0), ("large", rise)):
+        results |= {f"{name}_{size}": np.full((2, 4, 1 + splitting.GROUPS), 0.1 + more) for name in ("gap", "instead")}
+        results |= {f"knows_{size}": np.ones((2, 4)), f"latents_{size}": np.ones((2, 4))}
+    return [c.holds for c in splitting.claims(results, config)]
+
+
+def test_claims_of_splitting_hold_where_they_are_planted_and_nowhere_else():
+    assert family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1) == [True] * 7
+    assert family((1, 1), (1, 1), (1, 1), -0.2, (1, 2), -0.1) == [False, False, True, False, False, False, False]
+    assert not family((1, 1), (1, 1), (1, 2), -0.2, (-2, -1), -0.1)[2]
 
 
 def by_context(change, agreement, documents):

@@ -62,6 +62,8 @@ BROAD = 0.1
 """Share of the tokens above which a label says little of them."""
 BLOCK = 64
 """Latents whose records are kept together on disk: what a stopped run loses at most."""
+FORM = 2
+"""Of the records: those of another form are made again."""
 
 
 def _distinct(paths):
@@ -138,9 +140,11 @@ def run(config, key, workdir):
     ablations = Ablations(model, sae, site, contexts) if config.ablations else None
     others = {name: codes.array_digest(*pair) for name, pair in matches.items()}
     made_of = [
-        facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge, _source(ask),
+        FORM, facts, held.about["sae"], shown, others, named, config.ablations, config.doses, config.judge,
+        _source(ask),
     ]  # fmt: skip
-    made = _kept(subject, shown, ablations, config, ask, told, workdir / "records" / codes.facts_digest(made_of))
+    blocks = workdir / "records" / codes.facts_digest(made_of)
+    made = _kept(subject, shown, ablations, config, ask, told, blocks)
     kept: dict[str, list[float]] = {name: [] for name in NUMBERS}
 
     def complete():
@@ -168,13 +172,15 @@ def run(config, key, workdir):
         )  # fmt: skip
     say(f"pages: {files[-1]}" + (f" and {len(files) - 1} beside" if len(files) > 1 else ""))
     if config.neuronpedia:  # records that stand on disk are read again: all of them, or none, are there
-        again = _kept(subject, shown, ablations, config, ask, told, workdir / "records" / codes.facts_digest(made_of))
+        again = list(_kept(subject, shown, ablations, config, ask, told, blocks))
+        part, _, layer = sites.resolve(model.config, reads).partition(".")
         write_all_atomically({
-            Path(config.neuronpedia) / f"{r['n']}.json":
-                json.dumps(page.neuronpedia(
-                    r, tokenizer.pieces, Path(config.model).name, reads, corpus.name, len(contexts.tokens), held.kept
-                )).encode()
-            for r in again
+            Path(config.neuronpedia) / f"batch-{start // BLOCK}.json": json.dumps(page.neuronpedia(
+                again[start : start + BLOCK], tokenizer.pieces, model=Path(config.model).name,
+                layer=int(layer or model.config.layers - 1), sae=f"{part}-{Path(config.sae).name}",
+                dataset=corpus.name, prompts=len(contexts.tokens), tokens=contexts.tokens.shape[1],
+            )).encode()
+            for start in range(0, len(again), BLOCK)
         })  # fmt: skip
     return {"latents": np.array(shown), "tokens": np.asarray(held.kept), **{k: np.array(v) for k, v in kept.items()}}
 

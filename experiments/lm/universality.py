@@ -150,11 +150,16 @@ def draw(results, config):
         edges = np.unique(np.quantile(density, np.linspace(0, 1, 9)))
         place = np.clip(np.searchsorted(edges, density, side="right") - 1, 0, max(len(edges) - 2, 0))
         parts = [place == i for i in range(max(len(edges) - 1, 1))]
-        axes[1].plot([np.exp(np.log(density[p]).mean()) for p in parts if p.any()],
-                     [np.median(r[p]) for p in parts if p.any()], "o-", ms=4, lw=1.2, color=colour,
-                     label=name)  # fmt: skip
-    axes[1].set(xscale="log", xlabel="share of tokens on which a latent is on", ylabel="median correlation",
-                ylim=(0, 1.02), title="by how often a latent is on")  # fmt: skip
+        x = [np.exp(np.log(density[p]).mean()) for p in parts if p.any()]
+        axes[1].plot(x, [np.median(r[p]) for p in parts if p.any()], "o-", ms=4, lw=1.2, color=colour,
+                     label=f"{name}, correlation")  # fmt: skip
+        if f"cosine_{name}" in results:
+            cosine = np.concatenate(_by_pair(results, name, "cosine"))
+            axes[1].plot(x, [np.nanmedian(cosine[p]) for p in parts if p.any()], "s--", ms=3.5, lw=1, color=colour,
+                         label=f"{name}, matched directions")  # fmt: skip
+    axes[1].set(xscale="log", xlabel="share of tokens on which a latent is on",
+                ylabel="median correlation, or cosine of decoder rows", ylim=(0, 1.02),
+                title="by how often a latent is on")  # fmt: skip
     axes[1].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
     axes[1].xaxis.set_major_formatter("{x:g}")
     axes[1].xaxis.set_minor_formatter(ticker.NullFormatter())

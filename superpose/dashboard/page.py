@@ -129,7 +129,8 @@ def write(
 
     Files are whole or not there; the index is written last. The files beside it carry a digest of all records in their
     names, so that an index never leads to another run's; those of an older index are removed when the new one stands.
-    Packed records (5 to 20 kB each) are held until then, for each file says where the others are.
+    Packed records (under 20 kB each, a third more as text) are held until then, for each file says where the others
+    are.
 
     Args:
         path: ends in .html.
@@ -225,18 +226,31 @@ def write(
 
 
 def neuronpedia(
-    record: Mapping[str, Any], pieces: Sequence[bytes], model: str, layer: str, dataset: str, prompts: int, tokens: int
+    records: Iterable[Mapping[str, Any]],
+    pieces: Sequence[bytes],
+    *,
+    model: str,
+    layer: int,
+    sae: str,
+    dataset: str,
+    prompts: int,
+    tokens: int,
 ) -> dict[str, Any]:
-    """A record in the JSON of Neuronpedia's exporter (SAEDashboard's, of May 2026), one feature.
+    """Records in the JSON that Neuronpedia's exporter writes and its importer reads (SAEDashboard 0.8): one batch.
 
     Args:
-        model, layer: as Neuronpedia shall call the model and the SAE.
-        dataset, prompts, tokens: name of the texts, how many contexts they fill, and how many tokens.
+        model, layer, sae: as Neuronpedia shall call the model and the set of SAEs, and the layer they are of.
+        dataset, prompts, tokens: name of the texts, how many contexts they fill, and tokens in each.
 
-    What a record does not hold (decoder norms by head, DFA, correlated features of the same SAE) is left empty, and
-    the cosines beside the correlations of neurons are 0. Loss effects, random and silent examples have no place there;
-    they are left out.
+    What a record does not hold (decoder norms by head, DFA, correlated features of the same SAE, vectors) is left
+    empty. Loss effects, random and silent examples have no place there; they are left out.
     """
+    about = {"n_prompts_total": prompts, "n_tokens_in_prompt": tokens, "dataset": dataset}
+    features = [_feature(record, pieces) | about for record in records]
+    return {"model_id": model, "layer": layer, "sae_set": sae, "sae_id_suffix": None, "features": features}
+
+
+def _feature(record: Mapping[str, Any], pieces: Sequence[bytes]) -> dict[str, Any]:
     say = lambda ids: [written(pieces[i]) for i in ids]  # noqa: E731
     e, activations = record["examples"], []
     for name, low, high, share, _, first, last in record["groups"]:
@@ -244,15 +258,14 @@ def neuronpedia(
             continue
         for i in range(first, last):
             activations.append({
-                "bin_min": -1 if name == "largest" else low, "bin_max": -1 if name == "largest" else high,
+                "bin_min": -1 if name == "largest" else low, "bin_max": high,
                 "bin_contains": -1 if name == "largest" else share, "tokens": say(e["ids"][i]), "values": e["acts"][i],
-                "qualifying_token_index": e["at"][i], "dfa_values": [], "dfa_maxValue": 0, "dfa_targetIndex": 0,
+                "qualifying_token_index": e["at"][i],
             })  # fmt: skip
-    found: dict[str, Any] = {"modelId": model, "layer": layer, "index": str(record["n"]), "activations": activations,
-                             "dataset": dataset, "n_prompts": prompts, "n_tokens": tokens,
-                             "frac_nonzero": record["density"], "maxActApprox": record["max"],
-                             "decoder_weights_dist": [], "correlated_features_indices": [],
-                             "correlated_features_pearson": [], "correlated_features_l1": []}  # fmt: skip
+    found: dict[str, Any] = {"feature_index": record["n"], "activations": activations, "vector": [],
+                             "frac_nonzero": record["density"], "decoder_weights_dist": [],
+                             "correlated_features_indices": [], "correlated_features_pearson": [],
+                             "correlated_features_l1": []}  # fmt: skip
     for ours, theirs in (("negative", "neg"), ("positive", "pos")):
         ids, values = record.get(ours, ([], []))
         found |= {f"{theirs}_str": say(ids), f"{theirs}_values": values}
@@ -264,9 +277,12 @@ def neuronpedia(
         found |= {f"{theirs}_data_bar_heights": heights, f"{theirs}_data_bar_values": middle}
     numbers, values, shares = record.get("weights", ([], [], []))
     found |= {"neuron_alignment_indices": numbers, "neuron_alignment_values": values, "neuron_alignment_l1": shares}
-    numbers, values = record.get("neurons", ([], []))
-    return found | {"correlated_neurons_indices": numbers, "correlated_neurons_pearson": values,
-                    "correlated_neurons_l1": [0.0] * len(numbers)}  # fmt: skip
+    numbers, values, cosines = record.get("neurons", ([], [], []))
+    return found | {
+        "correlated_neurons_indices": numbers,
+        "correlated_neurons_pearson": values,
+        "correlated_neurons_l1": cosines,
+    }  # fmt: skip  (their name; their exporter puts cosines there, too)
 
 
 def labels(path: str | Path, latents: int) -> dict[int, str]:

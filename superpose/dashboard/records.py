@@ -29,7 +29,8 @@ TOP, INTERVALS, EACH, OTHERS = 20, 10, 5, 5
 NEAR, FAR = 4, 16
 """Tokens either side of an example: shown at once, and on demand."""
 BARS = 50
-VOTES = 10
+VOTES, TOLD = 10, 5
+"""Tokens that a latent votes for and against most; those that one activation of it does."""
 WANTED, DOSED = 5, 8
 """Tokens that a latent votes for most whose log-probability is followed in a dose-response, and contexts it is of."""
 MAPPED = 100
@@ -136,7 +137,7 @@ def _without(model, directions, acts, tokens, predicted, at, site, direct):
     said = [jnp.take_along_axis(jax.nn.log_softmax(x[:, :-1]), ids[..., None], -1)[..., 0] for x in logits]
     gave = logits[0][:, -1] - logits[1][:, -1]
     gave = gave - gave.mean(-1, keepdims=True)
-    up, down = jax.lax.top_k(gave, VOTES), jax.lax.top_k(-gave, VOTES)
+    up, down = jax.lax.top_k(gave, TOLD), jax.lax.top_k(-gave, TOLD)
     return (*said, *([] if direct else [jnp.full_like(said[0], jnp.nan)])), (up[1], up[0], down[1], -down[0])
 
 
@@ -159,7 +160,7 @@ class Ablations:
 
     def of(self, latents: np.ndarray, rows: np.ndarray, acts: np.ndarray) -> dict[str, np.ndarray]:
         """Of examples [E]: log p of the tokens near each, ``clean``, ``without`` and ``direct`` [E, 2 NEAR + 1] (NaN
-        where none stands or nothing is said before it), and the ``up`` and ``down`` votes [E, VOTES] for what follows.
+        where none stands or nothing is said before it), and the ``up`` and ``down`` votes [E, TOLD] for what follows.
 
         Args:
             latents, rows: [E]. acts: [E, C], the latent at every token of the example's context; that is taken out.
@@ -174,8 +175,8 @@ class Ablations:
         wide = (len(rows), len(span))
         out = {name: np.full(wide, np.nan, np.float32) for name in ("clean", "without", "direct")}
         for name in ("up", "down"):
-            out[name] = np.zeros((len(rows), VOTES), np.int64)
-            out[f"{name}_by"] = np.zeros((len(rows), VOTES), np.float32)
+            out[name] = np.zeros((len(rows), TOLD), np.int64)
+            out[f"{name}_by"] = np.zeros((len(rows), TOLD), np.float32)
         for size in np.unique(sizes):
             members = np.flatnonzero(sizes == size)
             for i in range(0, len(members), self.batch):
@@ -307,8 +308,9 @@ def records(
     try:
         votes = lambda j: np.asarray(steer.logit_weights(subject.model, subject.site, weights[j]))  # noqa: E731
         votes(asked[:1])
-    except ValueError:
-        votes = None
+        none = ""
+    except ValueError as error:
+        votes, none = None, str(error)
     neurons = "units" in subject.codes.about["sites"]
     for start in range(0, len(asked), block):
         some = asked[start : start + block]
@@ -333,7 +335,7 @@ def records(
             at += len(e.rows)
             record = _record(
                 subject, int(j), rows, values, e, part, int(keep.sum()), None if logits is None else logits[i],
-                None if close is None else close[i],
+                None if close is None else tuple(part[i] for part in close),
             )  # fmt: skip
             record["why"] = {"text": str(why.text[i]), "kind": str(why.kind[i]), "of": half} | {
                 name: _number(getattr(why, name)[i]) for name in ("f1", "precision", "recall", "auroc")
@@ -342,6 +344,8 @@ def records(
                 record["why"]["f1"] = None
             elif why.members[i] > explain.SHOWN:
                 record["why"]["named_f1"] = _number(why.named_f1[i])
+            if votes is None:
+                record["no_votes"] = none
             if j in subject.names:
                 record["name"] = subject.names[int(j)]
             if len(doses) and logits is not None and len(rows):
@@ -420,8 +424,9 @@ def _record(subject, j, rows, values, e, effects, tokens, logits, close) -> dict
         share = np.abs(direction[large]) / max(np.abs(direction).sum(), 1e-30)
         out["weights"] = [large.tolist(), _number(direction[large]), _number(share)]
     if close is not None and len(rows):
-        large = np.argsort(-close, kind="stable")[:3]
-        out["neurons"] = [large.tolist(), _number(close[large])]
+        r, cosine = close
+        large = np.argsort(-r, kind="stable")[:3]
+        out["neurons"] = [large.tolist(), _number(r[large]), _number(cosine[large])]
     out["others"] = {
         name: [number[j][number[j] >= 0].tolist(), _number(score[j][number[j] >= 0])]
         for name, (number, score) in subject.matches.items()

@@ -290,8 +290,9 @@ class Codes:
         held = runs[0] if len(runs) == 1 else sparse.hstack(runs, format="csc")
         return held if np.array_equal(asked, order) else held[:, np.searchsorted(order, asked)]
 
-    def unit_correlations(self, latents: Any) -> np.ndarray:
-        """[n, units], Pearson's r of some latents and the units that were kept beside all of them.
+    def unit_correlations(self, latents: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Pearson's r of some latents and the units that were kept beside all of them, and the cosine of their values
+        over all tokens, [n, units] each; both are 0 where one of the two is silent.
 
         Raises:
             CodesError: there are none.
@@ -303,4 +304,6 @@ class Codes:
         moments = np.sum([self._array(i, "moments") for i in total], 0)
         found = self.columns(asked).astype(np.float64)
         x, xx = found.sum(0)[:, None], found.power(2).sum(0)[:, None]
-        return pearson(self.kept, x, xx, cross, moments[0], moments[1])
+        size = np.sqrt(xx * moments[1])
+        cosine = np.divide(cross, size, out=np.zeros_like(cross), where=size > 0)
+        return pearson(self.kept, x, xx, cross, moments[0], moments[1]), cosine

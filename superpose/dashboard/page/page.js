@@ -236,8 +236,9 @@ async function feature(n) {
   if (r.histogram) side.append(make("h3", {}, "Activations where it is on"), bars(r.histogram, "histogram of activations"));
   if (r.positive) side.append(make("h3", {}, "Votes on the next token"), make("div", { class: "pair" }, tokens("down", r.negative), tokens("up", r.positive)),
     bars(r.votes, "histogram of votes on all tokens"));
+  if (r.no_votes) side.append(make("h3", {}, "Votes on the next token"), make("p", { class: "note" }, `None: ${r.no_votes}.`));
   if (r.weights) side.append(make("h3", {}, "Neurons"), others("by weight of the direction", ["neuron", "weight", "share of all weight"], r.weights));
-  if (r.neurons) side.append(r.weights ? "" : make("h3", {}, "Neurons"), others("by correlation", ["neuron", "Pearson's r"], r.neurons));
+  if (r.neurons) side.append(r.weights ? "" : make("h3", {}, "Neurons"), others("by correlation", ["neuron", "Pearson's r", "cosine"], r.neurons));
   for (const [name, pair] of Object.entries(r.others || {})) side.append(make("h3", {}, `Closest features of ${name}`), others("by correlation of activations", ["feature", "Pearson's r"], pair));
   if (r.confusion) side.append(make("h3", {}, "Against the generator"), make("table", {}, Object.entries(r.confusion).map(([a, b]) => make("tr", {}, make("td", {}, a), make("td", { class: "number" }, typeof b === "string" ? b : short(b))))));
   if (r.dose) {
@@ -248,7 +249,7 @@ async function feature(n) {
   if (r.examples.clean) body.append(make("p", { class: "legend" },
     "Orange: activation. Underlined is the token that is predicted: ", make("span", { class: "key", style: "border-color: var(--helps)" }),
     " blue where taking the feature out raises the loss of that token (the feature helps), ", make("span", { class: "key", style: "border-color: var(--hurts)" }), " red where it lowers it. ",
-    "The feature is taken out of every token of the text (beginnings of texts, which are left out everywhere, aside), what the SAE does not explain stays, later layers are run again; effects are shown for the token in bold and four on either side."));
+    "The feature is taken out of every token of the text (beginnings of texts, which are left out everywhere, aside), what the SAE does not explain stays, later layers are run again; effects are shown for the token in bold and four on either side, underlined from a fiftieth of the largest here on."));
   const e = r.examples, effects = (e.effect || []).flat().map(x => Math.abs(x || 0));
   const scale = Math.max(0.05, ...effects);
   for (const [name, low, high, count, mass, first, last] of r.groups) {
@@ -329,7 +330,7 @@ function map() {
 }
 
 function prompts() {
-  const list = about.prompts;
+  const list = about.prompts || [];
   if (!list.length) { main.replaceChildren(make("p", {}, "There is no text in this file.")); return; }
   const panel = make("div", { id: "panel", role: "status" }, make("p", { class: "note" }, "Choose a token to see the features that are on there."));
   const parts = list.map(text => [text, spelled(text.ids)]).map(([text, words]) => make("div", {}, make("h3", {}, text.name), make("p", { class: "line" }, text.ids.map((id, t) => {
