@@ -88,6 +88,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _after(about: dict) -> str:
+    """What the seconds of a run are of, where they are not of all of it."""
+    return " after a resume" if about.get("resumed") else ""
+
+
 def table(results: dict[str, dict]) -> str:
     """REPRODUCTION.md from name -> the .json of a result."""
     claims = {name: [Claim(**{k: v for k, v in c.items() if k != "holds"}) for c in about["claims"]]
@@ -104,12 +109,11 @@ def table(results: dict[str, dict]) -> str:
         "",
     ]
     for name, about in results.items():
-        after = " after a resume" if about.get("resumed") else ""
         corpus = f", corpus `{about['corpus']}`" if "corpus" in about else ""
         lines += [
             f"## {name}",
             "",
-            f"`{about['command']}`, {about['seconds']:.0f} s{after} on {about['device']}, commit `{about['commit']}`, "
+            f"`{about['command']}`, {about['seconds']:.0f} s{_after(about)} on {about['device']}, commit `{about['commit']}`, "
             f"config `{about['config_digest']}`{corpus}. ![{name}](figures/{name}.png)",
             "",
             "| claim | source | expected | measured | tolerance | holds |",
@@ -151,7 +155,7 @@ def gallery(results: dict[str, dict], pictures: dict[str, list[str]]) -> str:
                 "",
                 f"### {name}",
                 "",
-                f"`{about['command']}`, {about['seconds']:.0f} s on {about['device']}; "
+                f"`{about['command']}`, {about['seconds']:.0f} s{_after(about)} on {about['device']}; "
                 f"{sum(c['holds'] for c in claims)} of {len(claims)} [claims](../REPRODUCTION.md#{name}) hold.",
                 *(line for file in pictures[name] for line in ("", f"![{name}](../figures/{file})")),
             ]

@@ -5,7 +5,7 @@
     python -m experiments.reproduce --list       (what is made, what is not, and how long each took)
     python -m experiments.reproduce toy --anew   (whether they are made or not)
 
-A figure is made where figures/ holds its result by the same config and the same code. One that was stopped goes on when
+A figure is made where figures/ holds its result by the same config and the same code, and its picture. One that was stopped goes on when
 the same command is given again; what other code left in its work directory, and nothing could go on from, is deleted.
 """
 
@@ -55,13 +55,15 @@ class Figure(NamedTuple):
 
 
 def figure(config: str) -> Figure:
-    """Where a figure stands: "made", "not made", "made by another config", "... by other code", or "left out"."""
+    """Where a figure stands: "made", "not made", "not drawn", "made by another config", "... by other code", "left
+    out"."""
     path, _, variant = config.partition(":")
     module = importlib.import_module("configs." + path.replace("/", "."))
     name = path.split("/")[-1] + (f"_{variant}" if variant else "")
+    folder = results.ROOT / "figures"
     try:
-        about = results.load(results.ROOT / "figures" / name)[1]
-        seconds = float(about["seconds"])
+        about = results.load(folder / name)[1]
+        seconds = 0.0 if about.get("resumed") else float(about["seconds"])  # of the last part of a run alone
     except results.ResultError:
         about, seconds = None, 0.0
     asked, wanted = ASKED.get(config), results.plain(module.get_config(variant))
@@ -73,6 +75,8 @@ def figure(config: str) -> Figure:
         state = "made by another config"
     elif about["code"] != results.code_fingerprint(wanted["experiment"]):
         state = "made by other code"
+    elif not (about.get("drawn", True) and ledger.pictures(folder, [p.stem for p in folder.glob("*.json")])[name]):
+        state = "not drawn"
     elif config in READ and not Path("runs", name, READ[config]).exists():
         state = "its work directory is not here"
     else:
@@ -115,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         rest = sum(g.seconds for g in left[i:])
         spent = _time(time.perf_counter() - clock)
         print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
-        again = stale(f.name, f.config.split(":")[0].replace("/", "."))
+        again = f.state == "made" or stale(f.name, f.config.split(":")[0].replace("/", "."))
         code = subprocess.call([sys.executable, "-m", "experiments.run", f.flag, *(["--restart"] if again else [])])
         if code:
             print(f"{f.config} ended with {code}; the same command goes on from here", file=sys.stderr)

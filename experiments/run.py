@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -165,6 +166,13 @@ def _save(figures: dict, base: Path) -> None:
         print(f"picture   {os.path.relpath(path)}")
 
 
+def _keep(base: Path, arrays: dict, about: dict, figures: Callable[[], dict]) -> None:
+    """Numbers, then pictures. Numbers whose pictures do not stand yet say so: a kill in between leaves no others."""
+    results.save(base, arrays, about | {"drawn": False})
+    _save(figures(), base)
+    results.save(base, arrays, about)
+
+
 def execute(config, workdir: str | None, out: str | None, draw_only: bool, restart: bool, command: str) -> int:
     """Runs one experiment; returns the exit status (0 also when claims fail: they stand in the table as failing)."""
     module = importlib.import_module(f"experiments.{config.experiment}")
@@ -188,7 +196,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
                 f"note      another version of the code (commit {about['commit']}) made these numbers: they are drawn "
                 "and judged as they stand; run without --draw_only to make them anew"
             )
-        kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal")}
+        kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal", "drawn")}
         kept |= {"config": plain, "config_digest": _digest(plain)}
         try:
             claims = [c.as_json() for c in module.claims(arrays, config)]
@@ -199,8 +207,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             raise results.ResultError(
                 f"{base}.npz was made by another version of the code and lacks {error}: run without --draw_only"
             ) from None
-        results.save(base, arrays, {**kept, "claims": claims})
-        _save(figures, base)
+        _keep(base, arrays, {**kept, "claims": claims}, lambda: figures)
         return 0
 
     if base.parent.exists() and not base.parent.is_dir():
@@ -232,12 +239,11 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     }
     if "digest" in arrays:
         about["corpus"] = str(arrays["digest"])
-    results.save(base, arrays, about)
+    _keep(base, arrays, about, lambda: module.draw(arrays, config))
     for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
         path = base.with_name(base.name + suffix).with_suffix(".csv")
         write_atomically(path, text.encode())
         print(f"table     {os.path.relpath(path)}")
-    _save(module.draw(arrays, config), base)
     print(f"numbers   {os.path.relpath(base)}.npz, .json")
     held = sum(c.holds for c in claims)
     if held < len(claims) and config.variant == "quick":

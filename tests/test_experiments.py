@@ -398,7 +398,8 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
         config = results.load_about(ROOT / "figures" / f"{name}.json")["config"]
         (tmp_path / "figures").mkdir(exist_ok=True)
         results.save(tmp_path / "figures" / name, {"a": np.ones(2)},
-                     {"config": config | changes, "code": code, "seconds": 100.0})  # fmt: skip
+                     {"config": config | changes.pop("config", {}), "code": code, "seconds": 100.0, **changes})  # fmt: skip
+        (tmp_path / "figures" / f"{name}.png").touch()
 
     asked = "left out: stories260K.bin is not here"
     assert states() == ["not made"] * 3 + [asked]
@@ -406,8 +407,15 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     made("sweep", code="before")
     made("scripts")
     assert states() == ["made", "made by other code", "its work directory is not here", asked]
-    made("pentagon", seed=1)
+    made("pentagon", config={"seed": 1})
     assert states()[0] == "made by another config"
+    made("pentagon", drawn=False)
+    assert states()[0] == "not drawn"
+    made("pentagon", resumed=True)
+    assert states()[0] == "made"
+    assert reproduce.figure("toy/pentagon").seconds == 0
+    (tmp_path / "figures" / "pentagon.png").unlink()
+    assert states()[0] == "not drawn"
     made("pentagon")
     (tmp_path / "runs" / "scripts" / "model").mkdir(parents=True)
     assert states()[2] == "made"
@@ -424,7 +432,7 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     (tmp_path / "runs" / "sweep" / "config.json").write_text('{"code": "now"}')
     runs.clear()
     assert reproduce.main(["a", "--anew"]) == 0
-    assert runs == [["--config=configs/toy/pentagon.py"], ["--config=configs/toy/sweep.py"]]
+    assert runs == [["--config=configs/toy/pentagon.py", "--restart"], ["--config=configs/toy/sweep.py"]]
     monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9)
     runs.clear()
     assert reproduce.main([]) == 137

@@ -1,5 +1,6 @@
 """Pages in a real browser, with the network off: what they show, and that it is what the model does."""
 
+import base64
 import itertools
 import json
 import re
@@ -705,11 +706,13 @@ def test_scores_that_are_undefined_or_of_many_members_say_so(browser, made):
 
 
 def test_the_committed_example_opens(browser):
-    """24 features in less than 1 MB, each with what its ablation does and its doses."""
+    """24 features in less than 1 MB, each with what its ablation does and its doses, in less than 20 kB."""
     example = Path(__file__).parents[1] / "docs" / "examples" / "mixed_scripts.html"
     assert example.stat().st_size < 1e6
-    held = [page.unpack(packed) for packed in re.findall(r'id="f\d+">([^<]*)<', example.read_text(encoding="utf-8"))]
-    assert len(held) == 24
+    packed = re.findall(r'id="f\d+">([^<]*)<', example.read_text(encoding="utf-8"))
+    assert len(packed) == 24
+    assert max(len(base64.b64decode(one)) for one in packed) < 20_000
+    held = [page.unpack(one) for one in packed]
     assert all(record["name"] and record["dose"] and "effect" in record["examples"] for record in held)
     for record in held[:2]:
         browser.get(f"file://{example}#{record['n']}")
