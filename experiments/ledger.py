@@ -113,8 +113,8 @@ def table(results: dict[str, dict]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"`{about['command']}`, {about['seconds']:.0f} s{_after(about)} on {about['device']}, commit `{about['commit']}`, "
-            f"config `{about['config_digest']}`{corpus}. ![{name}](figures/{name}.png)",
+            f"`{about['command']}`, {about['seconds']:.0f} s{_after(about)} on {about['device']}, commit "
+            f"`{about['commit']}`, config `{about['config_digest']}`{corpus}. ![{name}](figures/{name}.png)",
             "",
             "| claim | source | expected | measured | tolerance | holds |",
             "|---|---|---|---|---|---|",

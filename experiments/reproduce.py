@@ -5,8 +5,9 @@
     python -m experiments.reproduce --list       (what is made, what is not, and how long each took)
     python -m experiments.reproduce toy --anew   (whether they are made or not)
 
-A figure is made where figures/ holds its result by the same config and the same code, and its picture. One that was stopped goes on when
-the same command is given again; what other code left in its work directory, and nothing could go on from, is deleted.
+A figure is made where figures/ holds its result by the same config and the same code, and its picture. One that was
+stopped goes on when the same command is given again; what other code left in its work directory, and nothing could go
+on from, is deleted.
 """
 
 import argparse

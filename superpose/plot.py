@@ -75,16 +75,20 @@ def rays(ax: Axes, W: np.ndarray, importance: np.ndarray, limit: float = 1.5) ->
 
 
 def paired_rays(ax: Axes, W: np.ndarray, owner: np.ndarray, limit: float = 1.6) -> None:
-    """Rows of W [n, 2] as rays from the origin, a colour a set [n], numbered from 1."""
+    """Rows of W [n, 2] as rays from the origin, a colour a set [n], numbered from 1; rows that end at one place share a
+    label."""
+    said = np.zeros(len(W), bool)
     for i, (w, s) in enumerate(zip(W, owner, strict=True)):
         colour = plt.get_cmap("tab10")(int(s))
         ax.plot([0, w[0]], [0, w[1]], color=colour, lw=2, solid_capstyle="round")
         ax.plot(*w, "o", color=colour, ms=5)
-        if (length := np.hypot(*w)) > 0.2:
+        if (length := np.hypot(*w)) > 0.2 and not said[i]:
+            here = np.hypot(*(W - w).T) < 0.1 * limit
+            said |= here
             ax.text(
-                w[0] * (1 + 0.22 / length),
-                w[1] * (1 + 0.22 / length),
-                str(i + 1),
+                w[0] * (1 + 0.25 / length),
+                w[1] * (1 + 0.25 / length),
+                ", ".join(str(j + 1) for j in np.flatnonzero(here)),
                 fontsize=6,
                 ha="center",
                 va="center",

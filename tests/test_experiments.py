@@ -41,7 +41,7 @@ TINY |= {
     },
     "correlated": {
         "steps": 2, "log_every": 1, "seeds": 2, "shown": 2, "nodes": 1,
-        "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16},
+        "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16}, "crowded": {"seeds": 1},
     },
     "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
     "dynamics": {"records": 2, "levels": {"steps": 2, "batch": 8, "seeds": 2},
@@ -397,8 +397,8 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     def made(name, code="now", **changes):
         config = results.load_about(ROOT / "figures" / f"{name}.json")["config"]
         (tmp_path / "figures").mkdir(exist_ok=True)
-        results.save(tmp_path / "figures" / name, {"a": np.ones(2)},
-                     {"config": config | changes.pop("config", {}), "code": code, "seconds": 100.0, **changes})  # fmt: skip
+        about = {"config": config | changes.pop("config", {}), "code": code, "seconds": 100.0, **changes}
+        results.save(tmp_path / "figures" / name, {"a": np.ones(2)}, about)
         (tmp_path / "figures" / f"{name}.png").touch()
 
     asked = "left out: stories260K.bin is not here"
@@ -575,6 +575,20 @@ def test_mistyped_commands_get_one_sentence(args, said):
         ("sweep", {"grid.m": (2, 2)}, r"grid.m lists a value twice, got \(2, 2\)"),
         ("sweep", {"grid.decay": ("a",)}, "decay must hold numbers, got"),
         ("superposition_demo", {"steps": 20, "log_every": 20, "recipe.lr": 1e30}, "all models of density .* diverged"),
+        ("geometry", {"m": 100}, "needs fewer hidden dimensions than features, got m=100, n=100"),
+        ("geometry", {"sparsest": 1.0}, "a sparsest below 1, got 20 and 1"),
+        ("perturbed_pentagon", {"n": 6}, "of a pentagon and needs n=5, m=2, got n=6"),
+        ("perturbed_pentagon", {"density": 0.9}, "density times relative must not exceed 1"),
+        ("correlated", {"shown": 9}, "shown must be at most seeds, the models that there are, got 9 of 8"),
+        ("correlated", {"collapse": (0.7,)}, "expected_collapsed must hold a number for each density"),
+        ("dynamics", {"records": 7}, "records must divide levels.steps, got 7"),
+        ("dynamics", {"sets.m": 2}, "need sets.m=3, got 2"),
+        ("privileged_basis", {"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
+        ("absolute_value", {"lrs": (0.0,)}, "lrs must be positive and finite"),
+        ("absolute_value", {"small.m": 0}, "m must be a whole number of at least 1, got 0"),
+        ("sparse_hidden", {"weights": (0.1, 0.2)}, "weights must start at 0 and rise"),
+        ("loss_expansion", {"densities": (0.1, 0.8)}, "densities must hold two or more up to 0.02"),
+        ("loss_expansion", {"n": 6}, "of n=5 features in m=2 dimensions, got n=6"),
         ("adversarial", {"strengths": (0.1, 0.4)}, "strengths must start at 0"),
         ("adversarial", {"strengths": (0.0,)}, "strengths must be a list of at least 2 numbers that rise"),
         ("adversarial", {"m": 100}, "fewer hidden dimensions than features"),

@@ -26,20 +26,20 @@ def get_config(variant: str = "") -> ConfigDict:
     c.m = 40  # neurons
     c.decay = 0.8  # importance of feature i is decay^i
     c.densities = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # 1-S
-    c.seeds = 12  # models per density and learning rate
+    c.seeds = 4  # models per density and learning rate
     c.small = ConfigDict()  # the model with room for all
     c.small.n = 3
     c.small.m = 6
     c.small.density = 0.3
     c.small.seeds = 16
-    c.init_scale = 0.1  # of Xavier; a small start ends in better optima more often
+    c.init_scale = 0.1  # of Xavier; a small start ends in better optima more often. Output weights start positive
     c.batch = 256  # columns per step
-    c.steps = 6000
+    c.steps = 20_000
     c.log_every = 250  # steps per chunk
     c.eval_batch = 4096  # held-out columns per batch
     c.eval_batches = 8
     c.mono = 0.1  # a neuron is monosemantic whose second largest input weight is below this part of its largest
-    c.lrs = (2e-2, 5e-3)  # peaks; the first is better for dense features, the second for sparse ones
+    c.lrs = (3e-2, 1e-2, 5e-3, 2e-3)  # peaks; the first is better for dense features, the last for sparse ones
     c.recipe = recipe(
         optimizer="adam",
         lr=0.0,  # stands in lrs
@@ -47,5 +47,5 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "quick":
         c.n, c.m, c.densities, c.seeds, c.small.seeds = 20, 10, (1.0, 0.1, 0.01), 3, 3
-        c.steps, c.log_every, c.eval_batches = 1500, 250, 2
+        c.steps, c.log_every, c.eval_batches, c.lrs = 1500, 250, 2, (2e-2, 5e-3)
     return c

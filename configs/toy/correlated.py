@@ -34,6 +34,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.bases.density = 0.1  # 1-S of a set
     c.bases.seeds = 4
     c.bases.batch = 512  # columns per step
+    c.crowded = ConfigDict()  # correlated sets in so few dimensions that one of them collapses
+    c.crowded.sizes = (4, 4, 4)
+    c.crowded.m = 3
+    c.crowded.density = 0.2
+    c.crowded.seeds = 16
     c.steps = 1500
     c.log_every = 250  # steps per chunk
     c.recipe = recipe(
@@ -44,5 +49,5 @@ def get_config(variant: str = "") -> ConfigDict:
     c.expected_collapsed = (3, 3, 2, 1, 0)  # pairs, per density of ``collapse``
     if variant == "quick":
         c.seeds, c.nodes, c.steps, c.log_every, c.bases.seeds, c.bases.batch = 8, 3, 800, 200, 2, 256
-        c.collapse, c.expected_collapsed = (0.7, 0.03), (3, 0)
+        c.collapse, c.expected_collapsed, c.crowded.seeds = (0.7, 0.03), (3, 0), 2
     return c

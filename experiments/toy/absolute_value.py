@@ -23,7 +23,7 @@ MOTIF = SECTION + ", The Asymmetric Superposition Motif"
 
 
 def run(config, key, workdir):
-    """Normalised weights of the best models, losses, and the clearest motif among the best models."""
+    """Normalised weights of the best models, losses, and the clearest motif among all models."""
     check.whole(config, "n", "m", "seeds", "batch", "eval_batch", "eval_batches")
     check.whole(config.small, "n", "m", "seeds")
     check.positive(config, "decay", "init_scale", "mono", "lrs")
@@ -43,7 +43,7 @@ def run(config, key, workdir):
         pop, judge = (
             population(
                 n, m, grid(density=at, lr=lrs, seed=range(seeds)), recipe, importance=decay(n, rate), target=jnp.abs,
-                model=partial(_model, n, m, config.init_scale),
+                model=partial(_model, n, m, config.init_scale), init=_alive,
                 world=independent(n, -1.0, 1.0), expectation="conditional", size=size, block=4,
             )
             for size in (config.batch, config.eval_batch)
@@ -59,6 +59,12 @@ def run(config, key, workdir):
 
 def _model(n, m, init_scale, rngs):
     return TwoLayers(n, m, init_scale=init_scale, rngs=rngs)
+
+
+def _alive(params, key, hyper):
+    """Output weights that are positive at the start: an output whose weights are all below 0 is off for every input,
+    learns nothing, and stays so."""
+    return params | {"W_out": jnp.abs(params["W_out"])}
 
 
 def motif(W_in, W_out):
@@ -175,6 +181,9 @@ def claims(results, config):
     floor = float(dense[m // 2 :].sum() * (p[0] / 3 - p[0] ** 2 / 4))
     first = [_important(W, config.mono) for W in results["large_in"]]
     n = config.small.n
+    plain = dense[m // 2 :].sum() * (p.astype(float) / 3 - p.astype(float) ** 2 / 4)
+    over = results["large_loss"].min(1) / plain
+    both = int(np.argmin(np.abs(p - 0.01)))
     doubled = _doubled(results["large_in"][0])
     out = [
         Claim(f"{n} features, {config.small.m} neurons: monosemantic neurons", SECTION, 2 * n, int(mono.sum())),
@@ -187,6 +196,13 @@ def claims(results, config):
         Claim("dense: loss of the best model over that of the first half as many features alone",
               "derived: sum of the others' I_i times (p/3 - p^2/4)", 1.0, float(results["large_loss"][0].min() / floor),
               0.1, "<=", note=doubled),
+        Claim("sparser: loss of the best model over that of the first half as many features alone, largest: "
+              "superposition costs nothing", "derived: the monosemantic solution is one of theirs", 1.0,
+              float(max(over[1:], default=np.nan)), 0.02, "<=",
+              note=", ".join(f"{v:.2f} at {q:g}" for v, q in zip(over[1:], p[1:], strict=True))),
+        Claim(f"1-S = {p[both]:g}: neurons of the rarer kind, monosemantic or polysemantic, in the best model", SECTION,
+              1, int(min(share[both], 1 - share[both]) * m + 0.5), 0, ">=",
+              note=f"{share[both] * m:.0f} of {m} are monosemantic"),
         Claim("sparser: the share of monosemantic neurons falls (largest rise)", SECTION, 0.0,
               float(np.diff(share).max(initial=-1)), 0.03, "<="),
         Claim("sparsest: share of monosemantic neurons", SECTION, 0.0, float(share[-1]), 0.1),
@@ -194,7 +210,9 @@ def claims(results, config):
               "largest feature, polysemantic minus monosemantic, smallest over such densities)", SECTION, 0.0,
               float(min([f for f in first if np.isfinite(f)], default=np.nan)), 0.0, ">="),
         Claim("models with an asymmetric superposition motif", MOTIF, 1, int(results["motif_models"].sum()), 0, ">="),
-        Claim("the clearest motif: |w_a / w_b|", MOTIF, 4.0, float(results["motif"][4]), 1.0),
+        Claim("the clearest motif: |w_a / w_b|", MOTIF, 4.0, float(results["motif"][4]), 1.0,
+              note="of all models with one that whose ratio is closest to 4; models with one by density "
+              + ", ".join(f"{k} at {q:g}" for k, q in zip(results["motif_models"], p, strict=True))),
         Claim("the clearest motif: share of a's effect on b that the second neuron takes back", MOTIF, 0.6,
               float(results["motif"][5]), 0.0, ">="),
     ]  # fmt: skip

@@ -34,6 +34,12 @@ def run(config, key, workdir):
     """Weights of every seed of the panels [seeds], of the collapse [densities, seeds], and of the larger models."""
     check.whole(config, "seeds", "shown", "nodes")
     check.whole(config.bases, "sizes", "m", "seeds", "batch")
+    check.whole(config.crowded, "sizes", "m", "seeds")
+    check.positive(config, "density", "collapse")
+    if config.shown > config.seeds:
+        raise ValueError(
+            f"shown must be at most seeds, the models that there are, got {config.shown} of {config.seeds}"
+        )
     if len(config.collapse) != len(config.expected_collapsed):
         raise ValueError(f"expected_collapsed must hold a number for each density of collapse, got {config.collapse}")
     recipe, seeds = check.recipe(config), config.seeds
@@ -54,23 +60,33 @@ def run(config, key, workdir):
         out |= {f"{name}/W": got.params["W"][0], f"{name}/loss": got.loss[0]}
     got = small("collapse", *PANELS["3 correlated pairs"], config.collapse, keys[len(PANELS)])
     out |= {"collapse/W": got.params["W"], "collapse/loss": got.loss}
-    for k, how in zip(keys[len(PANELS) + 1 :], BASES, strict=True):
-        c, world = config.bases, sets(config.bases.sizes, how)
-        hyper = grid(density=np.asarray([c.density], np.float32), seed=range(c.seeds))
+
+    def larger(name, c, how, key):
+        world, hyper = sets(c.sizes, how), grid(density=np.asarray([c.density], np.float32), seed=range(c.seeds))
         pop, judge = (
             population(world.n, c.m, hyper, recipe, expectation="conditional", size=size, world=world)
-            for size in (c.batch, 8192)
+            for size in (config.bases.batch, 8192)
         )
-        got = toys.trained(pop, judge, config, k, workdir / f"bases_{how}", seeds=c.seeds,
-                           of=("density", [c.density]), title=f"two {how} sets")  # fmt: skip
-        out |= {f"bases/{how}/W": got.chosen("W")[0], f"bases/{how}/b": got.chosen("b")[0]}
-    return out
+        got = toys.trained(pop, judge, config, key, workdir / f"bases_{name}", seeds=c.seeds,
+                           of=("density", [c.density]), title=f"{name} sets")  # fmt: skip
+        return {f"bases/{name}/W": got.chosen("W")[0], f"bases/{name}/b": got.chosen("b")[0]}
+
+    for k, how in zip(keys[len(PANELS) + 1 :], BASES, strict=True):
+        out |= larger(how, config.bases, how, k)
+    return out | larger("crowded", config.crowded, "correlated", jax.random.fold_in(key, 1))
 
 
 def _partners(W):
     """Cosines [..., pairs] of features 2i and 2i + 1."""
     unit = W / np.maximum(np.linalg.norm(W, axis=-1, keepdims=True), 1e-9)
     return (unit[..., ::2, :] * unit[..., 1::2, :]).sum(-1)
+
+
+def _within(W, sizes):
+    """Mean cosine of features of one set, for each set."""
+    unit = W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-9)
+    parts = np.split(unit, np.cumsum(sizes)[:-1])
+    return np.array([((part @ part.T).sum() - len(part)) / (len(part) * (len(part) - 1)) for part in parts])
 
 
 def _collapsed(W):
@@ -83,15 +99,15 @@ def draw(results, config):
     figure = plt.figure(figsize=(14, 9.6), dpi=105)
     head, top, middle, bottom = figure.subfigures(4, 1, squeeze=False, height_ratios=[0.1, 0.75, 1, 1.55])[:, 0]
     head.suptitle(
-        "Features that are active together stand at right angles, features that exclude each other opposite",
+        "Features that are active together stand at right angles or side by side, those that never are, opposite",
         fontsize=13, y=0.7,
     )  # fmt: skip
     for part, (name, (sizes, _)) in zip(top.subfigures(1, len(PANELS)), PANELS.items(), strict=True):
         order = np.argsort(results[f"{name}/loss"])[:shown]
         part.suptitle(f"{name}, $1-S$ = {config.density:g}: {shown} best of {config.seeds}", fontsize=10)
-        for ax, i in zip(part.subplots(1, shown), order, strict=False):
+        for ax, i in zip(part.subplots(1, shown, squeeze=False)[0], order, strict=False):
             plot.paired_rays(ax, _upright(results[f"{name}/W"][i]), np.repeat(np.arange(len(sizes)), sizes))
-            ax.set_title(f"loss {results[f'{name}/loss'][i]:.4f}", fontsize=8)
+            ax.set_title(f"loss {max(0.0, results[f'{name}/loss'][i]):.2g}", fontsize=8)
         part.subplots_adjust(left=0.05, right=0.98, top=0.8, bottom=0.1, wspace=0.3)
     middle.suptitle(
         "3 correlated pairs in 2 dimensions: the best model by density; partners that share a direction are their "
@@ -103,14 +119,17 @@ def draw(results, config):
         plot.paired_rays(ax, _upright(W), np.repeat(np.arange(3), 2))
         ax.set_title(f"$1-S$ = {results['collapse'][i]:g}: {_collapsed(W)} collapsed", fontsize=9)
     middle.subplots_adjust(left=0.02, right=0.98, top=0.8, bottom=0.08)
-    axes = bottom.subplots(1, len(BASES) + 1, width_ratios=[1] * len(BASES) + [0.03])
-    for ax, how in zip(axes, BASES, strict=False):
-        W, b = results[f"bases/{how}/W"], results[f"bases/{how}/b"]
+    models = {how: (config.bases, how) for how in BASES} | {"crowded": (config.crowded, "correlated")}
+    axes = bottom.subplots(1, len(models) + 1, width_ratios=[1] * len(models) + [0.03])
+    for ax, (name, (c, how)) in zip(axes, models.items(), strict=False):
+        W, b = results[f"bases/{name}/W"], results[f"bases/{name}/b"]
         plot.gram_matrix(ax, W @ W.T, b)
-        ends = np.cumsum(config.bases.sizes)[:-1]
-        plot.blocks(ax, ends, len(W))
-        ax.set_title(f"two {how} sets of {' and '.join(map(str, config.bases.sizes))}, {config.bases.m} dimensions, "
-                     f"$1-S$ = {config.bases.density:g}: $W_i\\cdot W_j$, $b$", fontsize=9)  # fmt: skip
+        plot.blocks(ax, np.cumsum(c.sizes)[:-1], len(W))
+        within = "" if name != "crowded" else (
+            f"\nmean cosine within each set {', '.join(f'{v:.2f}' for v in _within(W, c.sizes))}"
+        )  # fmt: skip
+        ax.set_title(f"{len(c.sizes)} {how} sets of {c.sizes[0]}, {c.m} dimensions, $1-S$ = {c.density:g}: "
+                     f"$W_i\\cdot W_j$, $b$" + within, fontsize=8.5)  # fmt: skip
     plot.colour_key(bottom, axes[-1], plot.GRAM, -1.0, 1.0, r"$W_i\cdot W_j$, $b_i$")
     bottom.subplots_adjust(left=0.05, right=0.94, top=0.92, bottom=0.03, wspace=0.05)
     return {"": figure}
@@ -169,6 +188,14 @@ def claims(results, config):
             share = _share(geometry.antipodal_pairs(W), owner)
             out.append(Claim("two anticorrelated sets: antipodes that are of one set (share)", SECTION, 1.0, share, 0.1,
                              ">="))  # fmt: skip
+    alike = np.sort(_within(results["bases/crowded/W"], config.crowded.sizes))
+    out += [
+        Claim(f"{len(alike)} correlated sets in few dimensions: mean cosine within the set that collapses to its "
+              "first principal component", SECTION, 0.9, float(alike[-1]), 0.0, ">=", note="within the others "
+              + ", ".join(f"{v:.2f}" for v in alike[:-1])),
+        Claim("the same: within the set that comes next", f"{SECTION}: the others keep theirs", 0.8, float(alike[-2]),
+              0.0, "<="),
+    ]  # fmt: skip
     best = results["collapse/loss"].argmin(1)
     rows = np.arange(len(best))
     counts = _collapsed(results["collapse/W"][rows, best])

@@ -33,6 +33,8 @@ def run(config, key, workdir):
     """Dimensionalities of the run of levels over time [K + 1, n], of all seeds at the end; W of the two sets [K + 1, 6,
     3] and the Gram matrices of all seeds at the end; losses [K]."""
     check.whole(config, "records")
+    if config.sets.m != 3:
+        raise ValueError(f"the two sets are drawn in space and need sets.m=3, got {config.sets.m}")
     keys = jax.random.split(key, 2)
     out: dict[str, Any] = {}
     for k, (name, c) in zip(keys, (("levels", config.levels), ("sets", config.sets)), strict=True):

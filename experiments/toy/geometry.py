@@ -21,6 +21,9 @@ DERIVED = "derived: sum_i D_i <= rank(W), with equality for orthogonal sums of t
 SMALL = "a small run for this project: n=100, m=10, 4,000 steps, one seed"
 LINES = {"1": 1.0, "3/4": 0.75, "2/3": 2 / 3, "1/2": 0.5, "2/5": 0.4, "3/8": 0.375, "0": 0.0}
 """The figure's lines: a dimension alone, tetrahedron, triangle, digon, pentagon, square antiprism, not learned."""
+OWN = 0.03
+"""Distance of a component's mean D_i from that of its shape within which it stands alone: overlaps with others lower
+it."""
 
 
 def run(config, key, workdir):
@@ -43,7 +46,10 @@ def run(config, key, workdir):
                        of=("density", densities), title=f"n={n} m={m}")  # fmt: skip
     W = jnp.asarray(got.chosen("W"))
     drawn = [_nearest(densities, at) for at in config.graphs]
-    shapes = [[names.count(s) for s in geometry.SHAPES] for names in (_graph(w, config)[2] for w in np.asarray(W))]
+    shapes = []
+    for w in np.asarray(W):
+        names, alone = _shapes(w, config)
+        shapes.append([[(np.array(names) == s).sum(), ((np.array(names) == s) & alone).sum()] for s in geometry.SHAPES])
     random = jax.random.normal(jax.random.fold_in(key, 1), (n, m)) / np.sqrt(m)
     return {
         "densities": densities, "loss": got.loss[:, 0], "shapes": np.asarray(shapes), "drawn": np.asarray(drawn),
@@ -57,6 +63,15 @@ def run(config, key, workdir):
 def _nearest(densities, at):
     """Number of the model whose 1/(1-S) is closest."""
     return int(np.argmin(np.abs(np.log(densities * at))))
+
+
+def _shapes(W, config):
+    """Names of the components' shapes, and whether each has the dimensionality of its shape."""
+    rows, parts, names = _graph(W, config)
+    D = np.asarray(geometry.dimensionality(jnp.asarray(rows))) if len(rows) else rows
+    ideal = {name: corners.shape[1] / len(corners) for name, corners in geometry.SHAPES.items()}
+    off = [abs(float(D[part].mean()) - ideal.get(name, np.inf)) for part, name in zip(parts, names, strict=True)]
+    return names, np.array(off) <= OWN
 
 
 def _graph(W, config):
@@ -96,8 +111,10 @@ def draw(results, config):
         D = np.asarray(geometry.dimensionality(jnp.asarray(results["W"][k], jnp.float32)))
         D = D[np.linalg.norm(results["W"][k].astype(np.float32), axis=1) > 0.5]
         plot.shape_graph(ax, W, parts, D, LINES, config.edge)
-        common = Counter(names).most_common(3)
-        said = "\n".join(f"{count} × {name}" for name, count in common)
+        alone = _shapes(results["W"][k].astype(np.float32), config)[1]
+        common = Counter(name for name, own in zip(names, alone, strict=True) if own).most_common(3)
+        said = "\n".join([*(f"{count} × {name}" for name, count in common),
+                          f"{len(names) - sum(c for _, c in common)} other components"])  # fmt: skip
         ax.set_title(f"$1/(1-S)$ = {x[i]:.2f}: {len(W)} features\n{said}", fontsize=7.5)
         main.axvline(x[i], color="0.85", lw=0.8, zorder=0)
     figure.suptitle(
@@ -106,7 +123,8 @@ def draw(results, config):
     )  # fmt: skip
     figure.text(
         0.5, 0.947, "below: features as nodes, overlaps as edges, coloured by the line that their dimensionality is "
-        "near (grey: none)", ha="center", fontsize=9, color="0.35",
+        f"near (grey: none); edges where $|W_i\\cdot W_j|$ > {config.edge:g}; shapes named where their mean $D_i$ fits",
+        ha="center", fontsize=9, color="0.35",
     )  # fmt: skip
     return {"": figure}
 
@@ -127,12 +145,14 @@ def claims(results, config):
         Claim("dense: one dimension a feature (D*)", SECTION, 1.0, float(per[0]), 0.02),
         Claim("plateau at 1/2: mean D* over 1/(1-S) from 2.0 to 3.0", SECTION, [0.5, 0.55], float(per[on].mean()), 0.0,
               "in"),
+        Claim("plateau at 1/2: 1/(1-S) from which D* is below 0.55", SECTION, 2.0,
+              float(x[np.flatnonzero(per < 0.55)[0]]) if (per < 0.55).any() else float("nan"), 0.25),
         Claim("plateau at 1/2: flat, largest |slope| of D* in log 1/(1-S) there over the slope of the drop before",
               SECTION, 0.35, _slope(x, per, 2.1, 2.9) / _slope(x, per, 1.5, 2.0), 0.0, "<="),
         Claim("1/(1-S) at which D* is halfway between 1 and 1/2", "derived: p/3 - p^2/4 = p^2/3 at p = 4/7", 1.75,
               change, 0.15),
         Claim("sum_i D_i over m, per model: smallest and largest", DERIVED, [1.0, 1.0],
-              [float((D.sum(1) / m).min()), float((D.sum(1) / m).max())], 0.03),
+              [float((D.sum(1) / m).min()), float((D.sum(1) / m).max())], 0.01),
         Claim("control: sum_i D_i over m of a random Gaussian W", DERIVED, 0.98, float(results["random_D"].sum() / m),
               0.0, "<="),
     ]  # fmt: skip
@@ -141,7 +161,9 @@ def claims(results, config):
         out.append(Claim(f"D* at 1/(1-S) = {at:g}", SMALL, value, float(per[i]), 0.05))
     values = D[kept & (x < 6)[:, None]]
     count = lambda centre: float(((values > centre - 0.01) & (values < centre + 0.01)).sum())  # noqa: E731
-    between = [(LINES[a] + LINES[b]) / 2 for a, b in (("3/4", "2/3"), ("2/3", "1/2"), ("1/2", "2/5"))]
+    between = {
+        a: (LINES[a] + LINES[b]) / 2 for a, b in (("3/4", "2/3"), ("2/3", "1/2"), ("2/5", "1/2"), ("3/8", "2/5"))
+    }
     digon, below = count(0.5), ((values > 0.69) & (values < 0.74)).sum()
     near = f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4"
     out += [
@@ -151,12 +173,15 @@ def claims(results, config):
         *(Claim(f"features near {name}: those within 0.01 of it, over those within 0.01 of the middle between it and "
                 "the next line towards 1/2", SECTION, 1.5, count(LINES[name]) / max(1.0, count(middle)), 0.0, ">=",
                 note=near if name == "3/4" else "")
-          for name, middle in zip(("3/4", "2/3", "2/5"), (between[0], between[1], between[2]), strict=True)),
+          for name, middle in between.items()),
     ]  # fmt: skip
     names = dict(zip(geometry.SHAPES, results["shapes"][(x > 1.2) & (x < 6)].sum(0).tolist(), strict=True))
     for name in ("digon", "triangle", "tetrahedron", "pentagon", "square antiprism"):
-        out.append(Claim(f"components that are a {name}: at least one, 1.2 < 1/(1-S) < 6 (how many)", SECTION, 1,
-                         names[name], 0, ">=", note=near if name == "tetrahedron" else ""))  # fmt: skip
+        form, own = names[name]
+        out.append(Claim(f"components that are a {name} and have its dimensionality within {OWN:g}: at least one, "
+                         "1.2 < 1/(1-S) < 6 (how many)", SECTION, 1, own, 0, ">=",
+                         note=f"{form} have the form, overlaps |W_i . W_j| above {config.edge:g} as edges"
+                         + (f"; {near}" if name == "tetrahedron" else "")))  # fmt: skip
     out.append(Claim("share of features not learned (D_i < 0.05) at the sparsest density", SECTION, [0.01, 0.9],
                      float((D[-1] < 0.05).mean()), 0.0, "in"))  # fmt: skip
     return out

@@ -19,6 +19,8 @@ from superpose.worlds import expect
 from superpose.worlds.sparse import independent
 
 SECTION = "TMS, Mathematical Understanding"
+LOW = 0.02
+"""Densities up to which what the first two terms leave out is held against (1-S)^2."""
 NAMES = ("two features, orthogonal", "two digons", "pentagon")
 
 
@@ -37,6 +39,11 @@ def run(config, key, workdir):
         raise ValueError(f"the three solutions are of n=5 features in m=2 dimensions, got n={n}, m={m}")
     check.whole(config, "nodes", "train_nodes")
     check.positive(config, "density", "densities")
+    if sum(p <= LOW for p in config.densities) < 2 or max(config.densities) > 1:
+        raise ValueError(
+            f"densities must hold two or more up to {LOW:g}, where a slope is taken, and none above 1, got "
+            f"{tuple(config.densities)}"
+        )
     if not len(config.nodes) == len(config.train_nodes) == n:
         raise ValueError(f"nodes and train_nodes must hold one number for each of 1 to n={n} active features")
     starts = jnp.asarray(_starts())
@@ -113,7 +120,7 @@ def claims(results, config):
     for k in range(n + 1):
         from_given += _binomial(n, k, p) * given[:, k : k + 1]
     rest, two, some = loss - first, terms[..., :2].sum(-1), p < 1
-    low = np.flatnonzero(p <= 0.02)
+    low = np.flatnonzero(p <= LOW + 1e-9)
     slopes = [float(np.polyfit(np.log(p[low]), np.log(rest[s, low]), 1)[0]) for s in (1, 2)]
     parts = n * given[:, 1]
     small = int(np.argmin(np.abs(p - config.density)))
@@ -122,7 +129,7 @@ def claims(results, config):
               SECTION, 0.0, float(np.abs(from_given / loss - 1).max()), 2e-3),
         Claim("the terms of none and of one active feature, in closed form, over the same by quadrature (largest "
               "difference from 1)", SECTION, 0.0, float(np.abs(first[:, some] / two[:, some] - 1).max()), 2e-3),
-        Claim("what these two leave out falls as (1-S)^2: slope in log-log below 0.02 (digons, pentagon)", SECTION,
+        Claim(f"what these two leave out falls as (1-S)^2: slope in log-log up to {LOW:g} (digons, pentagon)", SECTION,
               [2.0, 2.0], slopes, 0.1),
         Claim("share of the loss that these two terms make at the sparsest density (orthogonal, pentagon)", SECTION,
               1.0, float((first / loss)[[0, 2], p.argmin()].min()), 0.05),

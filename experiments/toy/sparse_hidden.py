@@ -58,24 +58,38 @@ def _measured(results):
     return kept.sum(-1), shared.sum(-1), poly.sum(-1), kept, shared
 
 
+def _size(results):
+    """Features per dimension by the size of the weights above 0, ||max(W, 0)||_F^2 / m, of each weight of the penalty;
+    those below 0 keep a ReLU neuron off, as long as they like."""
+    return np.square(np.maximum(results["W"], 0)).sum((1, 2)) / results["W"].shape[-1]
+
+
 def draw(results, config):
     """Loss, and features with and without superposition, by the weight of the penalty; neurons of some models."""
     weights, (kept, shared, _, here, shares) = results["weights"], _measured(results)
     places = np.unique(np.linspace(0, len(weights) - 1, min(4, len(weights))).astype(int))
     figure = plt.figure(figsize=(13.5, 7.2), dpi=105, layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    axes, x = top.subplots(1, 2), np.arange(len(weights))
+    axes, x = top.subplots(1, 3, width_ratios=[1, 0.8, 1.3]), np.arange(len(weights))
+    size = _size(results)
+    axes[1].plot(size, results["loss"], "o-", ms=4, lw=0.8, color=plot.WARM)
+    for i in np.unique(np.linspace(0, len(weights) - 1, min(5, len(weights))).astype(int)):
+        axes[1].annotate(rf"$\lambda$ = {weights[i]:g}", (size[i], results["loss"][i]), fontsize=7, xytext=(5, 4),
+                         textcoords="offset points")  # fmt: skip
+    axes[1].axvline(1, color="0.4", lw=0.8, ls="--")
+    axes[1].set(xlabel=r"features per dimension $\|\max(W, 0)\|_F^2 / m$", ylabel="loss without the penalty",
+                title="and what it leaves", xlim=(0, None), ylim=(0, 1.12 * results["loss"].max()))  # fmt: skip
     axes[0].plot(x, results["loss"], "o-", ms=4, color=plot.WARM, label="loss without the penalty")
     axes[0].plot(x, results["objective"].min(1), "s--", ms=4, color="0.5", label="loss with it")
     axes[0].set(ylabel="loss, sum over features", title="what the penalty costs", ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=8)
-    axes[1].bar(x, kept - shared, 0.7, color=plot.SHARED(0.0), ec="0.4", lw=0.5, label="with neurons of their own")
-    axes[1].bar(x, shared, 0.7, bottom=kept - shared, color=plot.SHARED(1.0), ec="0.4", lw=0.5,
+    axes[2].bar(x, kept - shared, 0.7, color=plot.SHARED(0.0), ec="0.4", lw=0.5, label="with neurons of their own")
+    axes[2].bar(x, shared, 0.7, bottom=kept - shared, color=plot.SHARED(1.0), ec="0.4", lw=0.5,
                 label="sharing neurons")  # fmt: skip
-    axes[1].axhline(config.m, color="0.4", lw=0.8, ls="--", label=f"{config.m} neurons")
-    axes[1].set(ylabel="features represented", title="superposition goes", ylim=(0, max(config.n, config.m) * 1.25))
-    axes[1].legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
-    for ax in axes:
+    axes[2].axhline(config.m, color="0.4", lw=0.8, ls="--", label=f"{config.m} neurons")
+    axes[2].set(ylabel="features represented", title="superposition goes", ylim=(0, max(config.n, config.m) * 1.25))
+    axes[2].legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    for ax in axes[::2]:
         ax.set(xticks=x, xticklabels=[f"{w:g}" for w in weights], xlabel=r"weight $\lambda$ of $\|h\|_1$")
     plot.plain(axes)
     bars = np.atleast_1d(bottom.subplots(1, len(places), sharey=True))
@@ -112,6 +126,13 @@ def claims(results, config):
               int(kept[-1]), 0, ">="),
         Claim("more weight: never a larger share that shares neurons (largest rise)", SECTION, 0.0,
               float(np.diff(share).max()), 0.05, "<="),
+        Claim("features per dimension, ||max(W, 0)||_F^2 / m, without a penalty", SECTION, 1.1,
+              float(_size(results)[0]), 0.0, ">=",
+              note="by weight " + ", ".join(f"{v:.2f}" for v in _size(results)) + "; the paper's ||W||_F^2 / m counts "
+              "weights below 0 as well, whose squares, by which ReLU neurons are off, sum to as much as "
+              f"{np.square(np.minimum(results['W'], 0)).sum((1, 2)).max() / results['W'].shape[-1]:.1f} a neuron"),
+        Claim("the same with the largest weight: at most one feature a dimension", SECTION, 1.0,
+              float(_size(results)[-1]), 0.0, "<="),
         Claim("the loss without the penalty rises with its weight (smallest step)", SECTION, 0.0,
               float(np.diff(loss).min()), 0.01 * float(loss[0]), ">="),
         Claim("smallest weight without shared neurons: the loss over that without a penalty", f"{SECTION}: \"hurting "
