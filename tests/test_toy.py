@@ -196,6 +196,17 @@ def test_features_that_change_places_within_a_window_are_counted():
     assert dynamics._swaps(late, 0.1, 0.4)[0] == 0
 
 
+def test_jumps_are_late_and_sudden():
+    D = np.full((101, 4), 0.5)
+    D[:, 2:] = 0.0
+    D[:8, 1] = 0.0  # settling
+    D[60:, 0], D[62:, 2] = 0.9, 0.5
+    assert dynamics._jumps(D) == (2, 57)
+    D[70:, 2] = 0.0
+    D[:, 3] = np.linspace(0.0, 0.5, 101)  # slow
+    assert dynamics._jumps(D) == (2, 57)
+
+
 def test_regimes_of_two_sets_are_told_by_their_angles():
     config = SimpleNamespace(sets=SimpleNamespace(sizes=(3, 3)))
     axes = np.eye(3)

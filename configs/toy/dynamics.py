@@ -6,9 +6,9 @@ then part and open into an octahedron.
 Command: python -m experiments.run --config=configs/toy/dynamics.py   (also :quick)
 Expected: levels 0 and 1/2; three antipodal pairs, each of one feature of both sets. Time: see REPRODUCTION.md.
 The paper gives neither sizes nor sparsity of the first model, nor density and rate of the second. It picks its runs;
-here the run of levels is that of the lowest loss of those that end on levels, and that of the two sets, among those
-within 2 % of the lowest loss, the one whose bundles are most opposed. There W starts small: large ones begin beyond the
-first regime.
+here the run of levels is, of those that end on levels, the one in which most features jump late, and that of the two
+sets, among those within 2 % of the lowest loss, the one whose bundles are most opposed. W starts small in both: large
+ones take their levels at once, and begin beyond the first regime.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +31,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.levels.m = 10  # hidden dimensions
     c.levels.density = 0.35  # 1-S
     c.levels.batch = 1024  # columns per step
-    c.levels.seeds = 32
-    c.levels.steps = 8000
+    c.levels.init_scale = 0.01  # of Xavier
+    c.levels.seeds = 16
+    c.levels.steps = 24_000
     c.levels.recipe = recipe(optimizer="adam", lr=3e-3)
     c.sets = ConfigDict()  # two sets of three correlated features in three dimensions
     c.sets.sizes = (3, 3)
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.sets.steps = 12_000
     c.sets.recipe = recipe(optimizer="adam", lr=1e-3)
     if variant == "quick":
-        c.records, c.levels.n, c.levels.m, c.levels.batch, c.levels.seeds, c.levels.steps = 100, 20, 5, 256, 4, 1500
+        c.records, c.levels.n, c.levels.m, c.levels.batch, c.levels.seeds, c.levels.steps = 100, 20, 5, 256, 4, 3000
         c.sets.seeds, c.sets.steps, c.sets.nodes = 8, 4000, 2
         c.sets.recipe.lr = 3e-3
     return c
