@@ -65,7 +65,7 @@ reproduce: $(READY) ## train and draw the main figures into figures/, then print
 reproduce-toy: $(READY) ## the same for the other figures of the paper (about 20 minutes on 2 cores)
 	$(PY) -m experiments.reproduce toy --anew
 
-reproduce-beyond: $(READY) ## the same for toy models of later papers (about 25 minutes on 2 cores)
+reproduce-beyond: $(READY) ## the same for toy models of later papers (about half an hour on 2 cores)
 	$(PY) -m experiments.reproduce beyond --anew
 
 reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
@@ -74,13 +74,13 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two and a half hours)
 	$(PY) -m experiments.reproduce lm --anew
 
-reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm (about an hour for each of the two on 2 cores)
+reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm (an hour for one, an hour and a half for the other on 2 cores)
 	$(PY) -m experiments.reproduce reading --anew
 
 reproduce-stories: $(READY) ## the same for llama2.c's stories260K.bin, which lies here with tok512.bin
 	$(PY) -m experiments.reproduce stories --anew
 
-reproduce-all: $(READY) ## every figure that is not made by this config and this code (about six hours on 2 cores)
+reproduce-all: $(READY) ## every figure that is not made by this config and this code (about six and a half hours on 2 cores)
 	$(PY) -m experiments.reproduce
 
 test: $(READY) ## run the tests

@@ -4,9 +4,11 @@ Models").
 Claims of the paper: networks that start with negative biases, which then decay, end with more monosemantic neurons at
 no higher loss; so do those of higher learning rates, and more neurons give more of them.
 Command: python -m experiments.run --config=configs/toy/monosemantic_engineering.py   (also :quick and :published)
-Expected: so it is where neurons are as many as features, not with twice as many. Time: see REPRODUCTION.md.
+Expected: so it is for the decoder where neurons are as many as features, not with twice as many; |x| at higher losses
+there, at lower ones with more. Time: see REPRODUCTION.md.
 The paper's code trains with LAMB and a cosine that goes up and down; here it is Adam and a cosine to zero, on half the
-features and far fewer samples. :published has its sizes, steps and batch, and is not run here.
+features and far fewer samples. :published has the sizes, steps (2^17) and batch (2^13) that stand in the names of the
+files of its learning_rate_sweep.py, and is not run here; it says its cost before it starts.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ from configs import recipe
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "", "quick" (fewer and shorter runs) and "published" (the paper's sizes; days on a GPU)."""
+    """Variants: "", "quick" (fewer and shorter runs) and "published" (the paper's sizes)."""
     variant = variant or "full"
     if variant not in ("full", "quick", "published"):
         raise ValueError(f"unknown variant {variant!r} of monosemantic_engineering: choose quick or published")

@@ -5,7 +5,8 @@ Claim: with weight decay the m most frequent features are represented and the lo
 exponent is that of the data; with the opposite of decay all are represented and the loss falls as 1/m.
 Command: python -m experiments.run --config=configs/toy/scaling.py   (also :quick and :published)
 Expected: exponents of alpha and of 1; overlaps of 1/m. Time: see REPRODUCTION.md.
-The paper's small sweep (its code, exp-10) is :published, not run here; this one has fewer features, steps and settings.
+The paper's small sweep (its code, exp-10) is :published, not run here (it says its cost before it starts); this one has
+fewer features, steps and settings.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from configs import recipe
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "", "quick" (fewer models and steps) and "published" (the paper's small sweep, hours on a GPU)."""
+    """Variants: "", "quick" (fewer models and steps) and "published" (the paper's small sweep)."""
     variant = variant or "full"
     if variant not in ("full", "quick", "published"):
         raise ValueError(f"unknown variant {variant!r} of scaling: choose quick or published")

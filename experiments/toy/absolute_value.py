@@ -122,7 +122,7 @@ def draw(results, config):
     head, body = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, 1.45 * rows])[:, 0]
     figure.suptitle(
         f"Computing $|x|$ with too few neurons: {config.n} features, {config.m} neurons, importance "
-        f"${config.decay}^i$; input weights, the largest of a neuron scaled to 1", fontsize=12, y=0.992,
+        f"${config.decay}^i$; bars: input weights, the largest of a neuron scaled to 1", fontsize=12, y=0.992,
     )  # fmt: skip
     axes = head.subplots(1, 3, width_ratios=[1, 1, 1.6])
     W_in, W_out = results["small_in"][0], results["small_out"][0]
@@ -132,7 +132,7 @@ def draw(results, config):
         ax.set(
             xlabel="feature",
             ylabel="neuron",
-            title=f"{config.small.n} features, {config.small.m} neurons: {name} weights",
+            title=f"{config.small.n} features, {config.small.m} neurons: {name} weights (red 1, blue -1)",
         )
         ax.title.set_fontsize(9)
     _circuit(axes[2], results, config)
@@ -202,7 +202,8 @@ def claims(results, config):
               note=", ".join(f"{v:.2f} at {q:g}" for v, q in zip(over[1:], p[1:], strict=True))),
         Claim(f"1-S = {p[both]:g}: neurons of the rarer kind, monosemantic or polysemantic, in the best model", SECTION,
               1, int(min(share[both], 1 - share[both]) * m + 0.5), 0, ">=",
-              note=f"{share[both] * m:.0f} of {m} are monosemantic"),
+              note=f"monosemantic of {m}: "
+              + ", ".join(f"{s * m:.0f} at {q:g}" for s, q in zip(share, p, strict=True))),
         Claim("sparser: the share of monosemantic neurons falls (largest rise)", SECTION, 0.0,
               float(np.diff(share).max(initial=-1)), 0.03, "<="),
         Claim("sparsest: share of monosemantic neurons", SECTION, 0.0, float(share[-1]), 0.1),

@@ -135,10 +135,11 @@ def draw(results, config):
                      label=f"features in superposition, over $m$, $1-S$ = {p:g}")  # fmt: skip
     trained.axhline(1, color="0.6", lw=0.8, ls=":")
     trained.axvline(0.8, color="0.6", lw=0.8, ls=":")
-    trained.legend(frameon=False, fontsize=8)
-    trained.annotate("the paper: 0.8", (0.8, trained.get_ylim()[1]), fontsize=8, color="0.4", xytext=(3, -10),
-                     textcoords="offset points")  # fmt: skip
-    trained.set(xlabel="attack in training, over the mean input norm", ylabel="per dimension", ylim=(0, None),
+    trained.set_ylim(0, 1.55 * trained.get_ylim()[1])
+    trained.legend(fontsize=8, loc="upper right", frameon=True, framealpha=1, edgecolor="none", facecolor=plot.GROUND)
+    trained.annotate("the paper: 0.8", (0.8, 0.62), xycoords=("data", "axes fraction"), fontsize=8, color="0.4",
+                     xytext=(3, 0), textcoords="offset points")  # fmt: skip
+    trained.set(xlabel="attack in training, over the mean input norm", ylabel="per dimension",
                 title="training under attack takes superposition away")  # fmt: skip
     top.legend(frameon=False, fontsize=8)
     plot.plain(axes.ravel())

@@ -108,7 +108,7 @@ def draw(results, config):
         for ax, i in zip(part.subplots(1, shown, squeeze=False)[0], order, strict=False):
             plot.paired_rays(ax, _upright(results[f"{name}/W"][i]), np.repeat(np.arange(len(sizes)), sizes))
             ax.set_title(f"loss {max(0.0, results[f'{name}/loss'][i]):.2g}", fontsize=8)
-        part.subplots_adjust(left=0.05, right=0.98, top=0.8, bottom=0.1, wspace=0.3)
+        part.subplots_adjust(left=0.08, right=0.98, top=0.78, bottom=0.1, wspace=0.35)
     middle.suptitle(
         "3 correlated pairs in 2 dimensions: the best model by density; partners that share a direction are their "
         "first principal component", fontsize=10,
@@ -199,13 +199,15 @@ def claims(results, config):
     best = results["collapse/loss"].argmin(1)
     rows = np.arange(len(best))
     counts = _collapsed(results["collapse/W"][rows, best])
+    cosines = "; ".join(f"{p:g}: {', '.join(f'{v:.3f}' for v in np.sort(row)[::-1])}" for p, row in zip(
+        results["collapse"], _partners(results["collapse/W"][rows, best]), strict=True))  # fmt: skip
     rise = int(np.diff(counts).max())
     out.append(
         Claim("collapsed pairs: never more where features are sparser (largest rise)", SECTION, 0, rise, 0, "<=")
     )
     out.append(Claim("collapsed pairs (cosine of partners > 0.99) of the best model at 1-S = "
                      + ", ".join(f"{p:g}" for p in results["collapse"]), SECTION, list(config.expected_collapsed),
-                     counts, note=COLLAPSED))  # fmt: skip
+                     counts, note=f"{COLLAPSED}; cosines of partners at {cosines}"))  # fmt: skip
     return out
 
 

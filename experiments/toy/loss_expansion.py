@@ -102,6 +102,7 @@ def draw(results, config):
                 label=r"interference, $\sum_{i\neq j}\int\hat x_j^2$")  # fmt: skip
     axes[3].set_xticks(x, ["orthogonal", "digons", "pentagon"], fontsize=9)
     axes[3].set_title("$L_1$: the loss of one active feature", fontsize=10)
+    axes[3].set(ylabel="sum over features", ylim=(0, 1.3 * float((results["benefit"] + results["interference"]).max())))
     axes[3].legend(fontsize=8, frameon=False)
     plot.plain(axes)
     figure.suptitle(

@@ -165,7 +165,7 @@ def draw(results, config):
         rates.plot(
             config.rates, results["rate_loss"][s].mean(-1), "^:", ms=4, color=colour, label=f"loss, from {starts[s]:g}"
         )
-    rates.set(xscale="log", xlabel=f"learning rate, {config.swept} neurons", ylim=(0, None))
+    rates.set(xscale="log", xlabel=f"learning rate, {config.swept} neurons", ylabel="share, and loss", ylim=(0, None))
     plot.plain_ticks(rates.xaxis, config.rates)
     rates.legend(frameon=False, fontsize=7)
     plot.plain((share, count, loss, rates))

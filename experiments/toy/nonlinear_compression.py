@@ -144,7 +144,8 @@ def draw(results, config):
     dots.annotate("linear: 1/12", (0.99, LINEAR), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                   fontsize=8, color=plot.WARM)  # fmt: skip
     dots.set(xticks=np.arange(sizes), xticklabels=[f"{n} + {n}" for n in config.neurons], ylim=(0, None),
-             xlabel="neurons before and after $t$", title="trained networks, one point a seed")  # fmt: skip
+             xlabel="neurons before and after $t$", ylabel="mean squared error, x and y",
+             title="trained networks, one point a seed")  # fmt: skip
     plot.plain((lines, dots))
     figure.suptitle("Nonlinear compression: two uniform numbers in one", fontsize=13)
     return {"": figure}

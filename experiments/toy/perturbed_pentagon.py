@@ -150,8 +150,8 @@ def draw(results, config):
         at = crossing(relative, loss[:, PENTAGON], loss[:, DIGONS])
         if np.isfinite(at):
             ax.axvline(at, color="0.4", lw=0.9, ls=":")
-            ax.annotate(f"they cross at {at:.3f}", (at, 0.03), xycoords=("data", "axes fraction"), fontsize=8,
-                        xytext=(4, 0), textcoords="offset points")  # fmt: skip
+            ax.annotate(f"they cross\nat {at:.3f}", (at, 0.03), xycoords=("data", "axes fraction"), fontsize=8,
+                        ha="right", xytext=(-4, 0), textcoords="offset points")  # fmt: skip
         if what == "density":
             ax.axvline(0.4, color="0.75", lw=0.9, ls="--")
             ax.annotate("the paper's 2.5 times sparser", (0.4, 0.96), xycoords=("data", "axes fraction"), fontsize=8,
