@@ -256,9 +256,13 @@ def dimensionalities(ax: Axes, x: np.ndarray, D: np.ndarray, lines: Mapping[str,
     step = np.log(x[1] / x[0]) if len(x) > 1 else 0.1
     spread = np.exp(np.random.default_rng(0).uniform(-0.35, 0.35, D.shape) * step)
     ax.scatter((x[:, None] * spread).ravel(), D.ravel(), s=1.2, color="k", lw=0, alpha=0.6, rasterized=True)
-    for colour, (name, value) in zip(_near(np.asarray(list(lines.values())), lines), lines.items(), strict=True):
+    values = np.asarray(list(lines.values()))
+    for colour, (name, value) in zip(_near(values, lines), lines.items(), strict=True):
         ax.axhline(value, color=colour, lw=1, alpha=0.8, zorder=0)
-        ax.annotate(name, (1.005, value), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour)
+        near = values[(values != value) & (np.abs(values - value) < 0.03)]  # whose names would touch
+        apart = (0, 4 * np.sign(value - near[0]) if len(near) else 0)
+        ax.annotate(name, (1.005, value), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour,
+                    xytext=apart, textcoords="offset points")  # fmt: skip
     ax.set(xscale="log", ylim=(-0.03, 1.05))
 
 

@@ -201,10 +201,10 @@ def test_jumps_are_late_and_sudden():
     D[:, 2:] = 0.0
     D[:8, 1] = 0.0  # settling
     D[60:, 0], D[62:, 2] = 0.9, 0.5
-    assert dynamics._jumps(D) == (2, 57)
+    assert dynamics._jumps(D) == (2, 58)
     D[70:, 2] = 0.0
     D[:, 3] = np.linspace(0.0, 0.5, 101)  # slow
-    assert dynamics._jumps(D) == (2, 57)
+    assert dynamics._jumps(D) == (2, 58)
 
 
 def test_regimes_of_two_sets_are_told_by_their_angles():

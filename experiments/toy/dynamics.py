@@ -84,11 +84,13 @@ def _levels(W, loss):
 
 def _jumps(D):
     """Of dimensionalities [K + 1, n]: the most features that jump within the window once training has settled, and the
-    first record of that window."""
+    first record of the window that has them in its middle."""
     wide = max(1, round(WINDOW * (len(D) - 1)))
     moved = (np.abs(D[wide:] - D[:-wide]) > JUMP).sum(1)
     moved[: round(SETTLED * (len(D) - 1))] = 0
-    return int(moved.max()), int(moved.argmax())
+    first = int(moved.argmax())
+    last = first + int((np.append(moved[first:], -1) != moved[first]).argmax()) - 1
+    return int(moved[first]), (first + last) // 2
 
 
 def _swaps(D, low, high):
@@ -144,7 +146,7 @@ def draw(results, config):
     most, first = _jumps(D)
     for i, path in enumerate(D.T):
         top.plot(steps, path, color=plt.get_cmap("turbo")(i / max(1, D.shape[1] - 1)), lw=0.9)
-    for level, name in ((0.0, "not represented"), (0.5, "digon"), (0.75, "3/4")):
+    for level, name in ((0.0, "not represented"), (0.5, "digon")):
         top.axhline(level, color="0.6", lw=0.7, ls=":")
         top.annotate(name, (steps[-1], level), (-3, 7), textcoords="offset points", ha="right", fontsize=8, color="0.3")
     bottom.plot(steps[1:], results["levels_loss"], color=plot.WARM, lw=1)

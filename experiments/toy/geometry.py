@@ -67,8 +67,8 @@ def _nearest(densities, at):
 
 def _shapes(W, config):
     """Names of the components' shapes, and whether each has the dimensionality of its shape."""
-    rows, parts, names = _graph(W, config)
-    D = np.asarray(geometry.dimensionality(jnp.asarray(rows))) if len(rows) else rows
+    _, parts, names = _graph(W, config)
+    D = np.asarray(geometry.dimensionality(jnp.asarray(W, jnp.float32)))[np.linalg.norm(W, axis=1) > 0.5]
     ideal = {name: corners.shape[1] / len(corners) for name, corners in geometry.SHAPES.items()}
     off = [abs(float(D[part].mean()) - ideal.get(name, np.inf)) for part, name in zip(parts, names, strict=True)]
     return names, np.array(off) <= OWN
@@ -86,9 +86,9 @@ def draw(results, config):
     x = 1 / results["densities"]
     figure = plt.figure(figsize=(13.5, 12.4), dpi=105)
     lines = figure.add_gridspec(
-        2, 1, height_ratios=[1, 2.4], left=0.06, right=0.94, top=0.925, bottom=0.285, hspace=0.17
+        2, 1, height_ratios=[1, 2.4], left=0.06, right=0.94, top=0.925, bottom=0.245, hspace=0.17
     )
-    graphs = figure.add_gridspec(1, len(config.graphs), left=0.06, right=0.94, top=0.19, bottom=0.01, wspace=0.06)
+    graphs = figure.add_gridspec(1, len(config.graphs), left=0.06, right=0.94, top=0.15, bottom=0.0, wspace=0.06)
     top, main = (figure.add_subplot(lines[i]) for i in range(2))
     top.plot(x, results["per_feature"], color="k", lw=1.4)
     for y, says in ((1.0, "1: as many features as dimensions"), (0.5, "1/2: two features a dimension")):
@@ -165,14 +165,17 @@ def claims(results, config):
         a: (LINES[a] + LINES[b]) / 2 for a, b in (("3/4", "2/3"), ("2/3", "1/2"), ("2/5", "1/2"), ("3/8", "2/5"))
     }
     digon, below = count(0.5), ((values > 0.69) & (values < 0.74)).sum()
-    near = f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4"
+    near = (
+        f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4: the graphs show such "
+        "ones alone, components of one feature, on which many small rows lean a little"
+    )
     out += [
         Claim("1/2 is the most frequent dimensionality (its share of all features with ||W_i|| > 0.5 and 1/(1-S) < 6, "
               "over the share of the next most frequent of 50 bins that does not touch it)", SECTION, 1.0,
               digon / max(1.0, _next(values)), 0.0, ">="),
         *(Claim(f"features near {name}: those within 0.01 of it, over those within 0.01 of the middle between it and "
                 "the next line towards 1/2", SECTION, 1.5, count(LINES[name]) / max(1.0, count(middle)), 0.0, ">=",
-                note=near if name == "3/4" else "")
+                note=near if name == "3/4" else f"{count(LINES[name]):.0f} and {count(middle):.0f}")
           for name, middle in between.items()),
     ]  # fmt: skip
     names = dict(zip(geometry.SHAPES, results["shapes"][(x > 1.2) & (x < 6)].sum(0).tolist(), strict=True))
