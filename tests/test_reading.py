@@ -1,7 +1,9 @@
 """Dashboards and steering as commands, on small models made here; the helpers of the four questions by hand."""
 
+import csv
 import dataclasses
 import importlib
+import io
 import json
 import os
 import re
@@ -253,6 +255,21 @@ def test_steering_as_a_command(folder, saes, tmp_path):  # noqa: F811
     assert ((arrays["text_share"] >= 0) & (arrays["text_share"] <= 1)).all()
     for name in ("random", "opposite", "shuffled", "other"):
         assert np.isfinite(arrays[f"{name}_kl"]).all()
+    config = importlib.import_module("configs.lm.steer").get_config("quick")
+    config.prompts = ("def ", "")
+    tables = {name: list(csv.DictReader(io.StringIO(t))) for name, t in steer_command.tables(arrays, config).items()}
+    assert [float(row["strength"]) for row in tables[""]] == [-1, 0, 1, 4]
+    for row, i in zip(tables[""], range(4), strict=True):
+        for name in ("feature_wanted", "random_kl", "opposite_loss", "gradient_wanted"):
+            field = "feature_gradient_wanted" if name == "gradient_wanted" else name
+            assert float(row[name]) == pytest.approx(arrays[field][i], rel=1e-5, abs=1e-12)
+        assert [float(row[f"feature_gradient_{part}"]) for part in ("slope", "pearson", "rank")] == pytest.approx(
+            arrays["feature_gradient"][i].tolist(), rel=1e-5, nan_ok=True
+        )
+    side = tables["_written"]
+    assert [(row["prompt"], row["sample"]) for row in side] == [(p, s) for p in ("def ", "") for s in ("0", "1")]
+    for n, row in enumerate(side):
+        assert [row[s] for s in ("-1", "0", "1", "4")] == arrays["texts"][:, n // 2, n % 2].tolist()
     scaled, _ = run("steer", tmp_path, **settings(folder, saes, features=(1,), rule="scale", strengths=(0.0, 1.0, 3.0)))
     assert scaled["feature_kl"][1] == pytest.approx(0, abs=1e-6)  # times 1
     assert scaled["feature_kl"][2] > 0
