@@ -139,7 +139,11 @@ NOT_RUN = {
 """Configs for machines that we don't have, or for the user's own files: without a figure."""
 FAILING = {
     "phase_diagram": {"1-S <= 0.3: place of the jump over 2p/(4-5p), median over the rows"},
-    "perturbed_pentagon": {"the losses cross where the varied feature is 2.5 times sparser"},
+    "perturbed_pentagon": {
+        "the losses cross where the varied feature is 2.5 times sparser",
+        "lengths grow as biases get more negative: Pearson's r of -b_i and ||W_i|| over pentagons of all densities",
+    },
+    "sparse_hidden": {"features per dimension as the paper counts them, ||W||_F^2 / m, with the largest weight"},
     "nonlinear_compression": {
         "trained networks of 18 + 18 neurons: share with a lower error than linear compression",
     },

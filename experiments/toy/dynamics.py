@@ -216,14 +216,15 @@ def claims(results, config):
         Claim("levels, control: share of features on one at the start, all seeds", "negative control", 0.3,
               float(near(results["levels_first"]).mean()), 0.0, "<="),
         Claim(f"levels: features whose D_i jumps by over {JUMP:g} within {WINDOW:.0%} of training, after the first "
-              f"{SETTLED:.0%}", LEVELS, 2, most, 0, ">=",
+              f"{SETTLED:.0%} (claimed after a run)", LEVELS, 2, most, 0, ">=",
               note=f"from step {results['levels_steps'][first]}: {ways}; {int((jumps >= 2).sum())} of {len(jumps)} "
               "seeds have two or more"),
-        Claim("the loss falls in that window: mean of as long before less that after, over the spread of both", LEVELS,
+        Claim("the loss falls in that window: mean of as long before less that after, over the spread of both (claimed "
+              "after a run)", LEVELS,
               1.0, -fall / max(noise, 1e-12), 0.0, ">=", note=f"by {-fall:.4f} of {before.mean():.4f}"),
         Claim(f"levels: seeds in which features that stand on levels change places within {WINDOW:.0%} (from below 0.1 "
               "to above 0.4 and as many back)", f"{LEVELS}; the paper shows one run", 1, int((strict > 0).sum()), 0,
-              ">=", note=f"of {len(strict)} seeds: what jumps late is a feature alone, which one from 0 joins"),
+              ">=", note=f"of {len(strict)} seeds; in the run drawn a feature alone jumps, and one from 0 joins it"),
     ]  # fmt: skip
     W, ends = results["sets_W"], _regimes(results, config)
     G, owner = W[-1] @ W[-1].T, np.repeat(np.arange(len(config.sets.sizes)), config.sets.sizes)

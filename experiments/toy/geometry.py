@@ -145,7 +145,7 @@ def claims(results, config):
         Claim("dense: one dimension a feature (D*)", SECTION, 1.0, float(per[0]), 0.02),
         Claim("plateau at 1/2: mean D* over 1/(1-S) from 2.0 to 3.0", SECTION, [0.5, 0.55], float(per[on].mean()), 0.0,
               "in"),
-        Claim("plateau at 1/2: 1/(1-S) from which D* is below 0.55", SECTION, 2.0,
+        Claim("plateau at 1/2: 1/(1-S) from which D* is below 0.55 (tolerance set after a run)", SECTION, 2.0,
               float(x[np.flatnonzero(per < 0.55)[0]]) if (per < 0.55).any() else float("nan"), 0.25),
         Claim("plateau at 1/2: flat, largest |slope| of D* in log 1/(1-S) there over the slope of the drop before",
               SECTION, 0.35, _slope(x, per, 2.1, 2.9) / _slope(x, per, 1.5, 2.0), 0.0, "<="),

@@ -279,9 +279,11 @@ def _importance(results, config, at):
     norms, kept = np.linalg.norm(W, axis=-1), np.isfinite(loss)
     if kept.sum() > 1:
         r = float(np.corrcoef(-b[kept].ravel(), norms[kept].ravel())[0, 1])
-        out.append(Claim("lengths grow as biases get more negative: Pearson's r of -b_i and ||W_i|| over the pentagons "
+        out.append(Claim("lengths grow as biases get more negative: Pearson's r of -b_i and ||W_i|| over pentagons "
                          "of all densities", f"{NON_UNIFORM}: a negative bias cuts noise, the norm makes up for it",
-                         0.0, r, 0.0, ">="))  # fmt: skip
+                         0.8, r, 0.0, ">=",
+                         note=f"at the most negative bias, {b[kept].min():.2f}, the length is "
+                         f"{norms[kept].ravel()[b[kept].argmin()]:.2f}, at most {norms[kept].max():.2f}"))  # fmt: skip
     return out
 
 
