@@ -175,6 +175,15 @@ def over_pairs(values: np.ndarray, pairs: np.ndarray) -> tuple[float, float, flo
     return jackknife(mean, [x[~(np.asarray(pairs) == seed).any(1)].mean() for seed in seeds])
 
 
+GROUPS = 10
+"""Of documents; what a number is without one of them gives its interval over documents (jackknife)."""
+
+
+def groups(documents: np.ndarray) -> np.ndarray:
+    """[N], in which of ``GROUPS`` parts the document of each row is; halves by even and odd have documents in each."""
+    return np.unique(documents, return_inverse=True)[1] // 2 % GROUPS
+
+
 def jackknife(whole: float, without: Sequence[float]) -> tuple[float, float, float]:
     """A number and its 95 % interval, by what it is without each of n groups (Student's t of n - 1)."""
     x, n = np.asarray(without, float), len(without)

@@ -645,15 +645,33 @@ def cleaner(latents, others, moved=0.005, documents=0.0):
             f"explained_{name}_single": np.tile(np.arange(30) < single, (seeds, 1)),
             f"explained_{name}_draws": np.full((seeds, 50), score - documents * (name == "latents")),
             f"explained_{name}_many_draws": np.full((seeds, 50), score - documents * (name == "latents")),
+            f"explained_{name}_single_without": np.full((seeds, 10), single / 30)
+            + documents * (np.arange(10) % 2 if name == "latents" else 0),
         }  # fmt: skip
+    better = latents > others
+    results["better_neurons_draws"] = np.full((seeds, 50), float(better) - documents)
     return [c.holds for c in monosemantic.claims(results, config)]
 
 
 def test_claims_of_monosemantic_hold_where_they_are_planted_and_nowhere_else():
     assert cleaner(0.6, 0.4) == [True] * 17
     assert cleaner(0.4, 0.6) == [False] * 17
-    less = cleaner(0.6, 0.4, documents=0.3)  # only the two on shares are not of documents
-    assert [i for i, holds in enumerate(less) if holds] == [0, 16]
+    less = cleaner(0.6, 0.4, documents=0.3)  # the first is judged by its mean
+    assert [i for i, holds in enumerate(less) if holds] == [0]
+
+
+def test_single_tokens_without_each_group_of_documents():
+    rng = np.random.default_rng(1)
+    group = reading.groups(np.repeat(np.arange(40), 10))
+    ids = rng.integers(0, 3, 400)
+    units = sparse.csc_array(np.stack([
+        np.where(ids == 1, 1.0, 0),  # of one token
+        np.where((ids == 1) | ((ids == 2) & (group == 3)), 1.0 + (ids == 2), 0),  # but for one group
+        rng.random(400), np.zeros(400), (np.arange(400) == 7).astype(float),
+    ], 1))  # fmt: skip
+    assert monosemantic._single_without(units, ids, group) == pytest.approx(np.where(np.arange(10) == 3, 2 / 5, 1 / 5))
+    whole = monosemantic._single_without(units, ids, np.full(400, -1))
+    assert whole == pytest.approx(1 / 5)
 
 
 def family(large, twin, chance, near, change, rise):
@@ -661,15 +679,16 @@ def family(large, twin, chance, near, change, rise):
     in the wide SAE, in another small one, by chance; and what the wide one has more of on nested labels."""
     config = importlib.import_module("configs.lm.splitting").get_config("quick")
     results = {"pairs": np.array(["a in b"] * 4), "change": np.tile(np.linspace(*change, 80), (2, 1)),
+               "news_without": np.full((2, 10), 0.5),
                "cosine": np.tile(np.where(np.arange(80) < 40, 0.5 + near, 0.5), (2, 1))}  # fmt: skip
     for prefix, (children, parents) in {"": large, "twin_": twin, "chance_": chance}.items():
         mine, theirs = np.full((2, 20), float(children)), np.full((2, 80), float(parents))
         theirs[:, 40:] = 0
         results |= {f"{prefix}children": mine, f"{prefix}parents": theirs}
         shares = splitting._shares(mine[0], theirs[0])
-        results |= {f"{prefix}{name}_without": np.full((2, splitting.GROUPS), v) for name, v in shares.items()}
+        results |= {f"{prefix}{name}_without": np.full((2, reading.GROUPS), v) for name, v in shares.items()}
     for size, more in (("small", 0.0), ("large", rise)):
-        results |= {f"{name}_{size}": np.full((2, 4, 1 + splitting.GROUPS), 0.1 + more) for name in ("gap", "instead")}
+        results |= {f"{name}_{size}": np.full((2, 4, 1 + reading.GROUPS), 0.1 + more) for name in ("gap", "instead")}
         results |= {f"knows_{size}": np.ones((2, 4)), f"latents_{size}": np.ones((2, 4))}
     return [c.holds for c in splitting.claims(results, config)]
 
@@ -715,7 +734,7 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
     config.strengths, config.patterns, config.pushes = (-1.0, 0.1, 1.0), (("comment", "#"),), (1.0, 2.0)
     rng, x = np.random.default_rng(0), np.array([-1.0, 0.1, 1.0])
 
-    def judged(agreement, effect, share):
+    def judged(agreement, effect, share, apart=0.1):
         size = rng.uniform(1, 2, 30)
         seen = effect * size[:, None] * x + (0 if effect else rng.normal(size=(30, 3)))
         change = {"feature": seen, "ablated": -seen[:, 1:2]}
@@ -724,13 +743,16 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
             **by_context(change, {name: agreement for name in change}, rng.integers(0, 20, (30, 4))),
             "feature_gradient_wanted": np.repeat((size[:, None] * x)[..., None], 4, -1),
             "seed": np.repeat([0, 1], 15),
-            "written_share": np.stack([np.outer((0, share / 2, share), np.ones(8)), np.zeros((3, 8))])[None],
-            "written_loss": np.ones((1, 2, 3, 8)),
+            "written_share": np.stack([np.outer((0, share / 2, share), np.ones(8)), np.zeros((3, 8))])[None, None]
+            * np.array([1.0, 1 + apart, 1 - apart]).reshape(3, 1, 1, 1, 1),
+            "written_loss": np.ones((3, 1, 2, 3, 8)),
         }  # fmt: skip
         return [c.holds for c in predictable.claims(results, config)]
 
     assert all(judged(0.99, 1.0, 0.6))
     assert not any(judged(0.1, 0.0, 0.0))
+    unequal = judged(0.99, 1.0, 0.6, apart=0.9)  # one SAE writes 1.1, one next to nothing
+    assert unequal == [True] * (len(unequal) - 1) + [False]
 
 
 def test_intervals_over_pairs_of_seeds():
@@ -766,9 +788,9 @@ def test_nested_labels_and_what_absorbs_the_parent():
     whole, hole = parent.astype(float), (parent & ~child).astype(float)
     for latent, want in ((whole, 0.0), (hole, 1.0)):
         units = sparse.csc_array(np.stack([other * (rng.random(N) < 0.5), latent, child], 1).astype(float))
-        found = splitting._absorbed(units, y, fit, ~fit, [(0, 1)], splitting._groups(np.arange(N)))
+        found = splitting._absorbed(units, y, fit, ~fit, [(0, 1)], reading.groups(np.arange(N)))
         for name in ("gap", "instead"):
-            assert found[name].shape == (1, 1 + splitting.GROUPS)
+            assert found[name].shape == (1, 1 + reading.GROUPS)
             assert found[name] == pytest.approx(np.full_like(found[name], want))
         n, k = (parent & fit).sum(), (child & fit).sum()
         assert found["knows"] == pytest.approx([1.0 if want == 0 else 2 * (n - k) / (2 * n - k)])
@@ -787,17 +809,36 @@ def test_nested_labels_and_what_absorbs_the_parent():
 def test_shares_without_each_group_of_documents():
     rng = np.random.default_rng(3)
     documents = np.repeat(np.arange(60), 20)
-    group = splitting._groups(documents)
-    assert all(len(set(group[documents % 2 == half])) == splitting.GROUPS for half in (0, 1))
+    group = reading.groups(documents)
+    assert all(len(set(group[documents % 2 == half])) == reading.GROUPS for half in (0, 1))
     large = sparse.csc_array(rng.random((1200, 12)) * (rng.random((1200, 12)) < 0.03))
     small = sparse.csc_array(np.stack([large[:, [3 * i, 3 * i + 1]].sum(1) for i in range(4)], 1))
     found = splitting._family(small, {"": large, "twin_": small}, group)
     assert (found["of"]["children"] >= 2).all()
     assert (found["of"]["twin_children"] == 1).all()
-    assert found["without"]["two_without"].tolist() == [1.0] * splitting.GROUPS
+    assert found["without"]["two_without"].tolist() == [1.0] * reading.GROUPS
     without = compare.masked(small.tocsr()[group != 4].tocsc(), large.tocsr()[group != 4].tocsc(), splitting.EDGE) > 0
     assert found["without"]["mean_without"][4] == without.sum(1).mean()
     assert found["without"]["merged_without"][4] == np.mean(without.sum(0) >= 2)
+
+
+def test_stitching_without_each_group_of_documents():
+    rng = np.random.default_rng(4)
+
+    def sae(width):
+        params = {"W_enc": rng.normal(size=(6, width)), "W_dec": rng.normal(size=(width, 6)), "b_enc": np.zeros(width),
+                  "b_dec": np.zeros(6)}  # fmt: skip
+        return SAE(
+            Architecture(6, width, activation="relu"), {name: np.asarray(v, np.float32) for name, v in params.items()}
+        )
+
+    small, large = sae(4), sae(9)
+    x, group = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 10, 300)
+    found = splitting._stitched(small, large, x, group)
+    assert found.shape == (11, 9)
+    assert found[0] == pytest.approx(compare.stitch(small, large, [x]).change, rel=1e-4)
+    assert found[1 + 6] == pytest.approx(compare.stitch(small, large, [x[group != 6]]).change, rel=1e-4)
+    assert splitting._news(found).shape == (11,)
 
 
 def test_jackknife_of_a_mean_is_its_interval_over_groups():

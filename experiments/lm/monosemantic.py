@@ -70,6 +70,7 @@ def run(config, key, workdir):
     return {
         "labels": np.array(texts.corpus.labels), "digest": np.array(texts.digest),
         **{f"gain_{name}_draws": _gains(best, config, name, here) for name in KINDS if name != "latents"},
+        "better_neurons_draws": _gains(best, config, "neurons", here, lambda gain: np.mean(gain > 0, 1)),
         **{f"probe_{name}_draws": found for name, found in median.items()},
         **{k: v for k, v in best.items() if k.rsplit("_", 1)[1] in ("f1", "tokens", "share")},
         **{f"probe_{name}_{part}": getattr(p, part) for name, p in probes.items() for part in ("auroc", "f1")},
@@ -77,11 +78,11 @@ def run(config, key, workdir):
     }  # fmt: skip
 
 
-def _gains(best, config, name, here):
-    """[seeds, draws], median over labels of the latent's F1 less that of the best unit of a kind, documents drawn
-    anew."""
+def _gains(best, config, name, here, of=lambda gain: np.median(gain, 1)):
+    """[seeds, draws], median over labels (or what else ``of`` makes of [draws, labels]) of the latent's F1 less that of
+    the best unit of a kind, documents drawn anew."""
     pairs = [(one, f"control {i}" if name == "control" else name) for i, one in enumerate(_seeds(config))]
-    return np.stack([np.median(best[f"{a}_draws"][:, here] - best[f"{b}_draws"][:, here], 1) for a, b in pairs])
+    return np.stack([of(best[f"{a}_draws"][:, here] - best[f"{b}_draws"][:, here]) for a, b in pairs])
 
 
 def shuffled(model, key):
@@ -96,11 +97,11 @@ def shuffled(model, key):
 
 def _explained(config, texts, blocks, control, x, random, again):
     """``explained_{kind}_{part}`` [seeds, F] of the best predicate of each unit; ``explained_{kind}_draws`` [seeds,
-    draws], their median F1 in resamplings of documents, and that of those which are no single-token features."""
-    tokens = explain.Tokens(
-        language.judged(config, texts), texts.corpus.labels, texts.tokenizer.special,
-        pieces=texts.tokenizer.pieces,
-    )  # fmt: skip
+    draws], their median F1 in resamplings of documents, and that of those which are no single-token features; and
+    ``explained_{kind}_single_without`` [seeds, GROUPS], their share without each group of documents."""
+    held = language.judged(config, texts)
+    tokens = explain.Tokens(held, texts.corpus.labels, texts.tokenizer.special, pieces=texts.tokenizer.pieces)
+    group = reading.groups(np.repeat(held.documents, held.tokens.shape[1]))
     keep, total = tokens.keep, int(tokens.keep.sum())
     parts = ("kind", "f1", "auroc", "precision", "recall", "members", "named_f1", "tokens", "single")
     made: dict[str, list] = {name: [] for name in EXPLAINED}
@@ -127,7 +128,26 @@ def _explained(config, texts, blocks, control, x, random, again):
         out[f"explained_{name}_many_draws"] = np.stack([
             np.median(one.draws[here & ~one.single.astype(bool)], 0) for one, here in zip(ones, live, strict=True)
         ])  # fmt: skip
+    for name in ("latents", "control"):
+        out[f"explained_{name}_single_without"] = np.stack(
+            [
+                _single_without(units[:, here], tokens.ids, group)
+                for units, here in zip(made[name], _live(out, name), strict=True)
+            ]
+        )
     return out
+
+
+def _single_without(units, ids, group):
+    """[GROUPS], share of single-token features among units [N, U] without each group of documents."""
+    found = np.zeros((reading.GROUPS, units.shape[1]), bool)
+    for u in range(units.shape[1]):
+        where = slice(units.indptr[u], units.indptr[u + 1])
+        rows, values = units.indices[where], units.data[where]
+        for g in range(reading.GROUPS):
+            left = group[rows] != g
+            found[g, u] = explain.single_token(ids[rows[left]], values[left])
+    return found.mean(1)
 
 
 def _loud(values, keep, density, block=128):
@@ -253,16 +273,18 @@ def claims(results, config):
     f1, here = _f1(results, config), _shown(results)
     mean, low, high = reading.over_seeds((f1["latents"] > f1["neurons"]).mean(1))
     documents = np.percentile(results["gain_neurons_draws"], (2.5, 97.5))
+    better = _over_documents(results["better_neurons_draws"])
     gains = np.median(f1["latents"] - f1["neurons"], 1)
     out = [
         Claim(f"share of {here.sum()} labels whose best latent has a higher F1 than the best neuron of either sign",
-              "more than half, stated before the run", 0.5, mean, 0.0, ">=", note=reading.said(low, high)),
+              "more than half, stated before the run", 0.5, mean, 0.0, ">=",
+              note=f"{reading.said(low, high)}; {reading.said(better[0], better[1], 'documents')}"),
         Claim("median over labels of the latent's F1 less the neuron's (low end of 95 % over documents, all seeds)",
               PAPER, 0.0, float(documents[0]), 0.0, ">=",
               note=f"medians by seed {', '.join(f'{g:.3f}' for g in gains)}; over documents {documents[0]:.3f} to "
                    f"{documents[1]:.3f}"),
         *(_less(f"median over labels of the latent's F1 less that of the best {words}", source,
-                np.median(f1["latents"] - f1[name], 1), results[f"gain_{name}_draws"],
+                np.median(f1["latents"] - f1[name], 1), _over_documents(results[f"gain_{name}_draws"]),
                 f"these {np.median(f1[name]):.3f}")
           for name, words, source in (
               ("PCA", "principal component", "baseline"), ("random", "random direction", "baseline"),
@@ -275,13 +297,16 @@ def claims(results, config):
         one = {name: _probes(results, config, name)[:, at] for name in KINDS}
         score = {name: _probes(results, config, name, "f1")[:, at].mean() for name in KINDS}
         for name, words in names.items():
+            drawn = results["probe_latents_draws"] - results[f"probe_{name}_draws"]
             out.append(_less(f"probes of {k}: median area under the ROC curve of latents less that of {words}",
                              "k-sparse probing (Gurnee et al. 2023)", one["latents"] - one[name],
-                             (results["probe_latents_draws"] - results[f"probe_{name}_draws"])[..., at],
+                             _over_documents(drawn[..., at]),
                              f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}; median F1 of the "
                              f"same probes {score['latents']:.3f} and {score[name]:.3f}"))  # fmt: skip
     own = np.array([np.median(values) for values in _of(results, "latents", "f1")])
-    over = lambda name, of="draws": results[f"explained_latents_{of}"] - results[f"explained_{name}_{of}"]  # noqa: E731
+    over = lambda name, of="draws": _over_documents(  # noqa: E731
+        results[f"explained_latents_{of}"] - results[f"explained_{name}_{of}"]
+    )
     for name in ("neurons", "random"):
         other = np.array([np.median(values) for values in _of(results, name, "f1")])
         out.append(_less(f"explanations: median F1 of latents less that of {SAID[name]}",
@@ -300,23 +325,27 @@ def claims(results, config):
         f"{own.mean():.3f} and {everything:.3f}; latents moved to other tokens {moved:.3f}",
     ))  # fmt: skip
     share = {name: np.array([s.mean() for s in found]) for name, found in single.items()}
+    fewer = share["control"] - share["latents"]
+    without = results["explained_control_single_without"] - results["explained_latents_single_without"]
     out.append(_less(
         "share of single-token features (the 20 largest activations on one token) in a model with shuffled weights "
-        "less that in the trained one", f"{PAPER}: the shuffled model has many", share["control"] - share["latents"],
-        None, f"trained {share['latents'].mean():.3f}, shuffled {share['control'].mean():.3f}",
+        "less that in the trained one", f"{PAPER}: the shuffled model has many", fewer,
+        reading.jackknife(fewer.mean(), without.mean(0))[1:],
+        f"trained {share['latents'].mean():.3f}, shuffled {share['control'].mean():.3f}",
     ))  # fmt: skip
     return out
 
 
-def _less(text, source, by_seed, draws, note):
+def _over_documents(draws):
+    """95 % interval of a mean over seeds, of resamplings [seeds, draws]."""
+    return np.percentile(draws.mean(0), (2.5, 97.5))
+
+
+def _less(text, source, by_seed, documents, note):
     """A claim that a difference [seeds] lies above 0: by the lower of the low ends of its intervals over seeds and over
-    documents, whose resamplings are ``draws`` [seeds, draws]; one seed has no interval over seeds."""
+    documents (low, high); one seed has no interval over seeds."""
     mean, low, high = reading.over_seeds(by_seed)
-    measured, ends = low if np.isfinite(low) else mean, [reading.said(low, high)]
-    if draws is not None:
-        least, most = np.percentile(draws.mean(0), (2.5, 97.5))
-        measured = float(np.minimum(measured, least))
-        ends.append(reading.said(least, most, "documents"))
-    what = "seeds" if draws is None else "seeds and over documents, the lower one"
-    return Claim(f"{text} (low end of 95 % over {what})", source, 0.0, measured, 0.0, ">=",
-                 note=f"mean {mean:.3f}, {', '.join(ends)}; {note}")  # fmt: skip
+    measured = float(np.minimum(low if np.isfinite(low) else mean, documents[0]))
+    return Claim(f"{text} (low end of 95 % over seeds and over documents, the lower one)", source, 0.0, measured, 0.0,
+                 ">=", note=f"mean {mean:.3f}, {reading.said(low, high)}, "
+                            f"{reading.said(documents[0], documents[1], 'documents')}; {note}")  # fmt: skip

@@ -43,12 +43,13 @@ def run(config, key, workdir):
     saes = reading.subject(config, model, texts, keys[1], workdir)
     held = latents.language.judged(config, texts)
     found: dict[str, list] = {}
-    chosen, seeds, density = [], [], []
+    chosen, seeds, density, lives = [], [], [], []
     progress, task = bar("interventions", config.tried * len(saes), 0, unit="latents")
     with progress:
         for seed, sae in enumerate(saes):
             codes = reading.coded(config, model, texts, sae, workdir / "codes" / str(seed))
             live = np.flatnonzero(reading.living(codes, LEAST))
+            lives.append(live)
             order = live[np.argsort(codes.counts[live], kind="stable")]
             some = order[np.unique(np.linspace(0, len(order) - 1, min(config.tried, len(order))).astype(int))]
             votes = np.asarray(steer.logit_weights(model, config.site, np.asarray(sae.W_dec[...])[some]))
@@ -67,8 +68,11 @@ def run(config, key, workdir):
             density += (codes.counts[some] / codes.kept).tolist()
     out = {name: np.array(values) for name, values in found.items()}
     out |= {"latents": np.array(chosen), "seed": np.array(seeds), "density": np.array(density)}
-    written = _written(config, model, texts, saes[0], live, keys[3])
-    return out | written | {"digest": np.array(texts.digest)}
+    if config.patterns:
+        each = enumerate(zip(saes, lives, strict=True))
+        written = [_written(config, model, texts, *one, jax.random.fold_in(keys[3], seed)) for seed, one in each]
+        out |= {name: np.stack([one[name] for one in written]) for name in written[0]}
+    return out | {"digest": np.array(texts.digest)}
 
 
 def _where(on, total, config, seed):
@@ -132,10 +136,8 @@ def _drawn(results, seed, draws=1000):
 
 
 def _written(config, model, texts, sae, live, key):
-    """[patterns, strengths, samples]: share of the tokens written that a label's pattern matches, its best latent
-    clamped, and a random direction moved as far."""
-    if not config.patterns:
-        return {}
+    """[patterns, 2, strengths, samples], of one SAE: share of the tokens written that a label's pattern matches, its
+    best latent clamped, and a random direction moved as far."""
     best = latents.detectors(config, model, texts, config.site, {"latent": sae})
     tops = latents.largest(
         config, model, sae, config.site, latents.language.judged(config, texts), texts.tokenizer.special
@@ -210,11 +212,12 @@ def draw(results, config):
         pushes = [0.0, *config.pushes]
         for i, (name, _) in enumerate(config.patterns):
             for row, style in ((0, "o-"), (1, ":")):
-                axes[3].plot(pushes, results["written_share"][i, row].mean(-1), style, ms=4, color=f"C{i}",
-                             label=name if not row else None)  # fmt: skip
+                shares = results["written_share"][:, i, row].mean(-1)
+                axes[3].plot(pushes, shares.mean(0), style, ms=4, color=f"C{i}", label=name if not row else None)
+                axes[3].fill_between(pushes, shares.min(0), shares.max(0), color=f"C{i}", alpha=0.15, lw=0)
         axes[3].set(xlabel="clamped to, of the largest activation (0: not steered)",
                     ylabel="share of the tokens written", ylim=(0, 1.02),
-                    title="what is written (dotted: random direction)")  # fmt: skip
+                    title="what is written (dotted: random direction; bands: SAEs)")  # fmt: skip
         axes[3].legend(frameon=False, fontsize=8)
     plot.plain(axes)
     figure.suptitle(
@@ -307,20 +310,25 @@ def claims(results, config):
 
 
 def _writes(results, config, i, name):
-    """The strength is chosen on one half of the samples and scored on the other."""
-    share, loss = results["written_share"][i], results["written_loss"][i]
-    at = int(np.argmax(share[0, :, ::2].mean(-1)))
-    ours, random = share[0, at, 1::2], share[1, at, 1::2]
-    if not len(ours):
-        ours, random = share[0, at], share[1, at]
-    picks = np.random.default_rng(config.seed).integers(0, len(ours), (2, 2000, len(ours)))
-    low, high = np.percentile(ours[picks[0]].mean(1) - random[picks[1]].mean(1), (2.5, 97.5))
-    how = f"clamped to {[0.0, *config.pushes][at]:g}" if at else "which is best,"
+    """The strength is chosen on one half of the samples of each SAE and scored on the other."""
+    share, loss = results["written_share"][:, i], results["written_loss"][:, i]  # [SAEs, 2, strengths, samples]
+    each = np.arange(len(share))
+    at = np.argmax(share[:, 0, :, ::2].mean(-1), -1)
+    half = share[..., 1::2] if share.shape[-1] > 1 else share
+    ours, random = half[each, 0, at], half[each, 1, at]  # [SAEs, samples]
+    mean, low, high = reading.over_seeds((ours - random).mean(-1))
+    picks = np.random.default_rng(config.seed).integers(0, ours.shape[1], (2, 2000, *ours.shape))
+    drawn = [np.take_along_axis(values[None], picks[j], -1).mean(-1) for j, values in enumerate((ours, random))]
+    least, most = np.percentile((drawn[0] - drawn[1]).mean(-1), (2.5, 97.5))
+    pushes = [0.0, *config.pushes]
+    by = ", ".join(f"{v:.2f} at {pushes[j]:g}" for v, j in zip(ours.mean(-1), at, strict=True))
     return Claim(
         f"{name}: share of the tokens written, its latent clamped, less that of the same push in a random "
-        "direction (strength chosen on one half of the samples, low end of 95 % over the others)",
-        "steering", 0.2, float(low), 0.0, ">=",
-        note=f"not steered {share[0, 0].mean():.2f}, {how} {ours.mean():.2f}, random {random.mean():.2f}; one SAE, "
-             f"95 % over samples: difference {low:.2f} to {high:.2f}; loss under the model that is not steered "
-             f"{loss[0, 0].mean():.2f} and {loss[0, at].mean():.2f} nats a token",
+        "direction (strength chosen on one half of the samples; low end of 95 % over SAEs and over the other samples, "
+        "the lower one)",
+        "steering", 0.2, float(np.minimum(low if np.isfinite(low) else mean, least)), 0.0, ">=",
+        note=f"mean {mean:.2f}, {reading.said(low, high, 'SAEs')}, {reading.said(least, most, 'samples')}; not steered "
+             f"{share[:, 0, 0].mean():.2f}, clamped {ours.mean():.2f} (by SAE {by}), random {random.mean():.2f}; loss "
+             f"under the model that is not steered {loss[:, 0, 0].mean():.2f} and {loss[each, 0, at].mean():.2f} nats "
+             "a token",
     )  # fmt: skip

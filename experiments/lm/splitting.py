@@ -24,8 +24,6 @@ related everything: 152 children to a latent, and two by chance to more than hal
 IMPLIES, MORE, RARE = 0.99, 3, 50
 """A label is a child of another if so many of its tokens carry that, too, and the other is on so many times as many; of
 both, so many tokens are needed."""
-GROUPS = 10
-"""Of documents; what each number is without one of them gives its interval over documents (jackknife)."""
 MOST, GAIN = 10, 0.03
 """A label's latents: at most so many, the next of which must raise the F1 of their union by more than so much (the rule
 of SAEBench's splitting; in a first run single latents knew no parent)."""
@@ -46,7 +44,7 @@ def run(config, key, workdir):
     x = reading.values(config, model, texts)[keep]
     held = latents.language.judged(config, texts)
     documents = np.repeat(held.documents, held.tokens.shape[1])
-    first, group = labels.first_half(documents) & keep, _groups(documents)
+    first, group = labels.first_half(documents) & keep, reading.groups(documents)
     pairs = _nested(y[keep])
     codes = {
         name: [reading.coded(config, model, texts, one, workdir / "codes" / f"{name}{i}") for i, one in enumerate(ones)]
@@ -63,13 +61,13 @@ def run(config, key, workdir):
         apart = sparse.csc_array((acts[1].data, moved[acts[1].indices], acts[1].indptr), shape=acts[1].shape)
         family = _family(acts[0], {"": acts[1], "chance_": apart.sorted_indices(), "twin_": acts[2]}, group)
         directions = large.W_dec[...][live[1]], small.W_dec[...][live[0]]
-        stitched = compare.stitch(small, large, (x[i : i + 4096] for i in range(0, len(x), 4096)))
+        stitched = _stitched(small, large, x, group[keep])[:, live[1]]
         of = family["of"] | {
-            "cosine": compare.nearest(*directions).score[:, 0], "change": stitched.change[live[1]],
+            "cosine": compare.nearest(*directions).score[:, 0], "change": stitched[0],
         }  # fmt: skip
         for name, values in of.items():
             parts.setdefault(name, []).append(np.asarray(values, float))
-        for name, values in family["without"].items():
+        for name, values in (family["without"] | {"news_without": _news(stitched[1:])}).items():
             even.setdefault(name, []).append(values)
         for size, one in zip(sizes, (a, b), strict=True):
             gaps = _absorbed(one.block(0, one.latents), y, first, keep & ~first, pairs, group)
@@ -88,9 +86,17 @@ def run(config, key, workdir):
     )
 
 
-def _groups(documents):
-    """Of each row, in which of ``GROUPS`` parts its document is; halves by even and odd have documents in each."""
-    return np.unique(documents, return_inverse=True)[1] // 2 % GROUPS
+def _stitched(small, large, x, group):
+    """[1 + GROUPS, F], change of the small SAE's error on rows ``x`` by each latent of the large one, as a share of it:
+    of all documents, and without each group of them."""
+    change, error = np.zeros((reading.GROUPS, large.arch.d_sae)), np.zeros(reading.GROUPS)
+    for g in np.unique(group):
+        rows = np.flatnonzero(group == g)
+        part = compare.stitch(small, large, (x[rows[i : i + 4096]] for i in range(0, len(rows), 4096)))
+        change[g], error[g] = part.change * part.error, part.error
+    all_of = np.concatenate([np.zeros((1, reading.GROUPS)), np.eye(reading.GROUPS)])  # which group is left out
+    with np.errstate(invalid="ignore"):
+        return (1 - all_of) @ change / ((1 - all_of) @ error)[:, None]
 
 
 def _family(small, others, group):
@@ -98,7 +104,7 @@ def _family(small, others, group):
     parents each of theirs; ``without``: [GROUPS], ``_shares`` of these without each group of documents."""
     of: dict[str, np.ndarray] = {}
     without: dict[str, np.ndarray] = {}
-    rows = [np.flatnonzero(group != g) for g in range(GROUPS)]
+    rows = [np.flatnonzero(group != g) for g in range(reading.GROUPS)]
     kept = [small.tocsr()[r].tocsc() for r in rows]
     for name, other in others.items():
         by_row = other.tocsr()
@@ -113,6 +119,11 @@ def _family(small, others, group):
 def _shares(children, parents):
     """What is claimed of how many children and parents latents have."""
     return {"two": np.mean(children >= 2), "mean": np.mean(children), "merged": np.mean(parents >= 2)}
+
+
+def _news(change):
+    """Share of large latents [..., F] that make the small SAE's error smaller."""
+    return np.mean(change < 0, -1)
 
 
 def _nested(y):
@@ -172,7 +183,7 @@ def _latents_of(on, true):
 
 def _sums(where, group):
     """[1 + GROUPS], rows at which it holds: of all documents, and without each group of them."""
-    by = np.bincount(group[where], minlength=GROUPS)
+    by = np.bincount(group[where], minlength=reading.GROUPS)
     return np.concatenate([[by.sum()], by.sum() - by]).astype(float)
 
 
@@ -219,7 +230,7 @@ def draw(results, config):
     axes[3].plot(np.sort(change) * 1e3, (np.arange(len(change)) + 1) / len(change), color="#3f6fb5")
     axes[3].axvline(0, color="0.6", lw=0.8)
     axes[3].set(xscale="symlog", xlabel="change of the small SAE's error, parts in a thousand",
-                ylabel="share of large latents", title=f"stitching: {np.mean(change < 0):.0%} are news")  # fmt: skip
+                ylabel="share of large latents", title=f"stitching: {_news(change):.0%} are news")  # fmt: skip
     small, large = (gaps[..., 0].mean(0) for gaps in _gaps(results))
     axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
     axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
@@ -265,12 +276,13 @@ def claims(results, config):
         np.median(c[p > 0]) - np.median(c[p == 0]) if (p > 0).any() and (p == 0).any() else np.nan
         for c, p in zip(_seeds_of(results, "cosine"), _seeds_of(results, "parents"), strict=True)
     ])  # fmt: skip
-    news = by_seed("change", lambda r: np.mean(r < 0))
+    news = by_seed("change", _news)
+    parted = reading.jackknife(news.mean(), results["news_without"].mean(0))
     small, large = _gaps(results)
     instead = _gaps(results, "instead")
     here = _known(results)
     counts = [results[f"latents_{size}"][:, here].mean() if here.any() else np.nan for size in ("small", "large")]
-    none = np.full((config.seeds, 1 + GROUPS), np.nan)  # no pair of labels is known
+    none = np.full((config.seeds, 1 + reading.GROUPS), np.nan)  # no pair of labels is known
     rise = (large - small).mean(1) if small.size else none
     more = (instead[1] - instead[0]).mean(1) if small.size else none
     return [
@@ -289,7 +301,7 @@ def claims(results, config):
               "splits by tokens and by direction agree", 0.0, near),
         Claim("share of large latents that are news to the small SAE (stitched in, its error falls)",
               "Leask et al. 2025: both kinds exist", [0.02, 0.98], float(news.mean()), 0.0, "in",
-              note=reading.said(*reading.over_seeds(news)[1:])),
+              note=f"{reading.said(*reading.over_seeds(news)[1:])}; {reading.said(*parted[1:], 'documents')}"),
         above("nested labels: how much more the parent's latents are silent on the child, wide less small",
               "Chanin et al. 2024: absorption rises with the width", 0.0, rise[:, 0], rise[:, 1:].mean(0),
               f"mean of {small.shape[1]} of {len(results['pairs'])} pairs, whose parent's latents have an F1 of "

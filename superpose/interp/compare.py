@@ -199,10 +199,12 @@ class Stitched(NamedTuple):
         change: [F], of the sum of squared errors over all rows, as a share of it; below 0 the latent is news to the
             small SAE, above 0 it says again what that says already.
         fires: [F], rows on which the latent is on.
+        error: that sum, of the small SAE as it is: ``change * error`` adds up over parts of the rows.
     """
 
     change: Float[np.ndarray, " F"]
     fires: Int[np.ndarray, " F"]
+    error: float
 
 
 def stitch(small: SAE, big: SAE, batches: Any) -> Stitched:
@@ -220,4 +222,4 @@ def stitch(small: SAE, big: SAE, batches: Any) -> Stitched:
         error += float(parts[2])
     if not error:
         raise ValueError("the small SAE makes no error, or there are no rows: nothing can be told apart")
-    return Stitched(change / error, fires)
+    return Stitched(change / error, fires, error)

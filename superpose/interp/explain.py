@@ -210,6 +210,17 @@ def _f1(hits: Any, said: Any, true: Any) -> Any:
     return 2 * hits / np.maximum(said + true, 1e-30)
 
 
+def single_token(ids: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a unit's 20 largest activations (two at least) are all on one token.
+
+    Args:
+        ids: [n], token at each place where the unit is on.
+        values: [n], its activations there.
+    """
+    top = ids[np.argsort(-values, kind="stable")[:20]]
+    return len(top) > 1 and bool((top == top[0]).all())
+
+
 def _auroc(values: np.ndarray, holds: np.ndarray, positives: int, negatives: int) -> float:
     """Of values that are 0 but at some tokens; ``holds`` says of those whether they are positives."""
     if not positives or not negatives:
@@ -286,8 +297,7 @@ def explain(units: sparse.csc_array, tokens: Tokens, again: Resampling | None = 
     for u in range(U):
         where = slice(units.indptr[u], units.indptr[u + 1])
         rows, values = units.indices[where], units.data[where]
-        top = tokens.ids[rows[np.argsort(-values, kind="stable")[:20]]]
-        single = len(top) > 1 and bool((top == top[0]).all())
+        single = single_token(tokens.ids[rows], values)
         if not active[both, u]:
             nan = float("nan")
             silence = np.zeros(len(weights))
