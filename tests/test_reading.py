@@ -685,7 +685,7 @@ def family(large, twin, chance, near, change, rise):
         mine, theirs = np.full((2, 20), float(children)), np.full((2, 80), float(parents))
         theirs[:, 40:] = 0
         results |= {f"{prefix}children": mine, f"{prefix}parents": theirs}
-        shares = splitting._shares(mine[0], theirs[0])
+        shares = splitting._shares(mine[0], theirs[0], *[] if prefix else [results["cosine"][0]])
         results |= {f"{prefix}{name}_without": np.full((2, reading.GROUPS), v) for name, v in shares.items()}
     for size, more in (("small", 0.0), ("large", rise)):
         results |= {f"{name}_{size}": np.full((2, 4, 1 + reading.GROUPS), 0.1 + more) for name in ("gap", "instead")}
@@ -813,13 +813,17 @@ def test_shares_without_each_group_of_documents():
     assert all(len(set(group[documents % 2 == half])) == reading.GROUPS for half in (0, 1))
     large = sparse.csc_array(rng.random((1200, 12)) * (rng.random((1200, 12)) < 0.03))
     small = sparse.csc_array(np.stack([large[:, [3 * i, 3 * i + 1]].sum(1) for i in range(4)], 1))
-    found = splitting._family(small, {"": large, "twin_": small}, group)
+    cosine = rng.random(12)
+    found = splitting._family(small, {"": large, "twin_": small}, group, cosine)
     assert (found["of"]["children"] >= 2).all()
     assert (found["of"]["twin_children"] == 1).all()
     assert found["without"]["two_without"].tolist() == [1.0] * reading.GROUPS
     without = compare.masked(small.tocsr()[group != 4].tocsc(), large.tocsr()[group != 4].tocsc(), splitting.EDGE) > 0
     assert found["without"]["mean_without"][4] == without.sum(1).mean()
     assert found["without"]["merged_without"][4] == np.mean(without.sum(0) >= 2)
+    some = without.sum(0) > 0
+    assert found["without"]["near_without"][4] == np.median(cosine[some]) - np.median(cosine[~some])
+    assert "twin_near_without" not in found["without"]
 
 
 def test_stitching_without_each_group_of_documents():

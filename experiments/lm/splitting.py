@@ -59,13 +59,10 @@ def run(config, key, workdir):
         live = [reading.living(one, LEAST) for one in (a, b, twin)]
         acts = [one.block(0, one.latents)[:, here] for one, here in zip((a, b, twin), live, strict=True)]
         apart = sparse.csc_array((acts[1].data, moved[acts[1].indices], acts[1].indptr), shape=acts[1].shape)
-        family = _family(acts[0], {"": acts[1], "chance_": apart.sorted_indices(), "twin_": acts[2]}, group)
-        directions = large.W_dec[...][live[1]], small.W_dec[...][live[0]]
+        cosine = compare.nearest(large.W_dec[...][live[1]], small.W_dec[...][live[0]]).score[:, 0]
+        family = _family(acts[0], {"": acts[1], "chance_": apart.sorted_indices(), "twin_": acts[2]}, group, cosine)
         stitched = _stitched(small, large, x, group[keep])[:, live[1]]
-        of = family["of"] | {
-            "cosine": compare.nearest(*directions).score[:, 0], "change": stitched[0],
-        }  # fmt: skip
-        for name, values in of.items():
+        for name, values in (family["of"] | {"cosine": cosine, "change": stitched[0]}).items():
             parts.setdefault(name, []).append(np.asarray(values, float))
         for name, values in (family["without"] | {"news_without": _news(stitched[1:])}).items():
             even.setdefault(name, []).append(values)
@@ -99,9 +96,10 @@ def _stitched(small, large, x, group):
         return (1 - all_of) @ change / ((1 - all_of) @ error)[:, None]
 
 
-def _family(small, others, group):
+def _family(small, others, group, cosine):
     """``of``: how many children each latent of ``small`` [N, F] has among those of each of the others, and how many
-    parents each of theirs; ``without``: [GROUPS], ``_shares`` of these without each group of documents."""
+    parents each of theirs; ``without``: [GROUPS], ``_shares`` of these without each group of documents, of those called
+    "" with their ``cosine``."""
     of: dict[str, np.ndarray] = {}
     without: dict[str, np.ndarray] = {}
     rows = [np.flatnonzero(group != g) for g in range(reading.GROUPS)]
@@ -111,14 +109,20 @@ def _family(small, others, group):
         edges = compare.masked(small, other, EDGE) > 0
         of |= {f"{name}children": edges.sum(1), f"{name}parents": edges.sum(0)}
         left = [compare.masked(mine, by_row[r].tocsc(), EDGE) > 0 for mine, r in zip(kept, rows, strict=True)]
-        shares = [_shares(e.sum(1), e.sum(0)) for e in left]
+        shares = [_shares(e.sum(1), e.sum(0), None if name else cosine) for e in left]
         without |= {f"{name}{what}_without": np.array([s[what] for s in shares]) for what in shares[0]}
     return {"of": of, "without": without}
 
 
-def _shares(children, parents):
-    """What is claimed of how many children and parents latents have."""
-    return {"two": np.mean(children >= 2), "mean": np.mean(children), "merged": np.mean(parents >= 2)}
+def _shares(children, parents, cosine=None):
+    """What is claimed of how many children small latents have, and parents large ones; given the ``cosine`` of these
+    with the nearest small one, the median of those with a parent less that of those without, too."""
+    found = {"two": np.mean(children >= 2), "mean": np.mean(children), "merged": np.mean(parents >= 2)}
+    if cosine is not None:
+        some = parents > 0
+        both = some.any() and not some.all()
+        found["near"] = np.median(cosine[some]) - np.median(cosine[~some]) if both else np.nan
+    return found
 
 
 def _news(change):
@@ -260,22 +264,18 @@ def claims(results, config):
         return Claim(f"{text} (low end of 95 % over seeds)", source, least, measured, 0.0, ">=",
                      note="; ".join(notes + [note] * bool(note)))  # fmt: skip
 
-    shares: dict[str, dict[str, np.ndarray]] = {"two": {}, "mean": {}, "merged": {}}
+    shares: dict[str, dict[str, np.ndarray]] = {"two": {}, "mean": {}, "merged": {}, "near": {}}
     for p in ("", "twin_", "chance_"):
-        of = [_shares(c, q) for c, q in zip(*(_seeds_of(results, f"{p}{n}") for n in ("children", "parents")),
-                                            strict=True)]  # fmt: skip
-        for name, kinds in shares.items():
-            kinds[p] = np.array([one[name] for one in of])
-    two, mean, merged = shares.values()
+        columns = [_seeds_of(results, f"{p}{n}") for n in ("children", "parents")]
+        of = [_shares(*one) for one in zip(*columns, *[] if p else [_seeds_of(results, "cosine")], strict=True)]
+        for name in of[0]:
+            shares[name][p] = np.array([one[name] for one in of])
+    two, mean, merged, near = shares.values()
 
     def less(name, prefix):
         """Without each group of documents, mean over seeds."""
         return (results[f"{name}_without"] - results[f"{prefix}{name}_without"]).mean(0)
 
-    near = np.array([
-        np.median(c[p > 0]) - np.median(c[p == 0]) if (p > 0).any() and (p == 0).any() else np.nan
-        for c, p in zip(_seeds_of(results, "cosine"), _seeds_of(results, "parents"), strict=True)
-    ])  # fmt: skip
     news = by_seed("change", _news)
     parted = reading.jackknife(news.mean(), results["news_without"].mean(0))
     small, large = _gaps(results)
@@ -298,7 +298,7 @@ def claims(results, config):
               f"{merged[''].mean():.3f}, chance {merged['chance_'].mean():.3f}; in another small one "
               f"{merged['twin_'].mean():.3f}"),
         above("median cosine with the nearest small direction: large latents with a parent less those without",
-              "splits by tokens and by direction agree", 0.0, near),
+              "splits by tokens and by direction agree", 0.0, near[""], results["near_without"].mean(0)),
         Claim("share of large latents that are news to the small SAE (stitched in, its error falls)",
               "Leask et al. 2025: both kinds exist", [0.02, 0.98], float(news.mean()), 0.0, "in",
               note=f"{reading.said(*reading.over_seeds(news)[1:])}; {reading.said(*parted[1:], 'documents')}"),
