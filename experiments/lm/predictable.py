@@ -197,7 +197,7 @@ def draw(results, config):
     if np.isfinite(direct).any() and not np.allclose(direct, gradient, atol=1e-3, equal_nan=True):
         _colour_line(axes[1], x, direct, "#e08a3c", "by the direct path")
     axes[1].set(xlabel="strength, of the largest activation", ylabel="Pearson's r over the vocabulary", ylim=(0, 1.02),
-                title="predicted and observed logits (median, quartiles)")  # fmt: skip
+                title="predicted, observed logits (median, quartiles)")  # fmt: skip
     axes[1].legend(frameon=False, fontsize=8)
     _colour_line(axes[2], x, feature["wanted"], "#3f6fb5", "features")
     for i, (name, words) in enumerate(CONTROLS.items()):
@@ -214,10 +214,11 @@ def draw(results, config):
             for row, style in ((0, "o-"), (1, ":")):
                 shares = results["written_share"][:, i, row].mean(-1)
                 axes[3].plot(pushes, shares.mean(0), style, ms=4, color=f"C{i}", label=name if not row else None)
-                axes[3].fill_between(pushes, shares.min(0), shares.max(0), color=f"C{i}", alpha=0.15, lw=0)
+                axes[3].plot(pushes, shares.T, style[-1], color=f"C{i}", lw=0.7, alpha=0.5)
         axes[3].set(xlabel="clamped to, of the largest activation (0: not steered)",
                     ylabel="share of the tokens written", ylim=(0, 1.02),
-                    title="what is written (dotted: random direction; bands: SAEs)")  # fmt: skip
+                    title="what is written (thin: single SAEs)")  # fmt: skip
+        axes[3].plot([], [], ":", color="0.4", label="a random direction as far")
         axes[3].legend(frameon=False, fontsize=8)
     plot.plain(axes)
     figure.suptitle(
