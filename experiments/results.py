@@ -1,5 +1,7 @@
 """A result on disk: numbers (.npz) beside picture (.png) beside config, commit and claims (.json)."""
 
+import ast
+import functools
 import hashlib
 import io
 import json
@@ -14,6 +16,8 @@ from superpose.train.checkpoint import digest, write_all_atomically
 VERSION = 2
 """Of the layout of these files; a file of another version is refused."""
 ROOT = Path(__file__).parent.parent
+LAYOUT = ("superpose/plot.py", "experiments/ledger.py", "experiments/results.py")
+"""Sources that draw and write, and change no number."""
 
 
 class ResultError(RuntimeError):
@@ -27,16 +31,34 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def code_fingerprint(experiment: str) -> str:
-    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the library and its wing."""
-    wing = (ROOT / "experiments" / experiment.replace(".", "/")).parent
-    names = ("check.py", "kinds.py", "language.py", "latents.py", "reading.py", "toys.py")
-    shared = [ROOT / "experiments" / name for name in names]
-    other = [] if wing.name == "toy" else sorted((ROOT / "experiments" / "toy").glob("*.py"))
+    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: its own, and those of this project
+    that it imports, directly or through others."""
+    found: dict[str, bytes] = {}
+    left = [f"experiments.{experiment}"]
+    while left:
+        place = ROOT.joinpath(*left.pop().split("."))
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            name = path.relative_to(ROOT).as_posix()
+            if name in found or name in LAYOUT or not path.is_file():
+                continue
+            found[name] = path.read_bytes()
+            left += _imported(found[name])
     h = hashlib.sha256()
-    for path in [*sorted((ROOT / "superpose").rglob("*.py")), *shared, *sorted(wing.glob("*.py")), *other]:
-        if path.name != "plot.py":  # layout only: it changes no number
-            h.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    for name in sorted(found):
+        h.update(name.encode() + found[name])
     return h.hexdigest()[:12]
+
+
+@functools.cache
+def _imported(source: bytes) -> list[str]:
+    """Modules that a source names in its imports, and what it imports from them, which may be modules, too."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def commit() -> str:
