@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import check, language, latents
+from experiments.ledger import Claim
 from superpose.interp import codes
 from superpose.interp.codes import Codes
 from superpose.lm import checkpoints
@@ -175,6 +176,13 @@ def over_pairs(values: np.ndarray, pairs: np.ndarray) -> tuple[float, float, flo
     return jackknife(mean, [x[~(np.asarray(pairs) == seed).any(1)].mean() for seed in seeds])
 
 
+def over_draws(whole: float, draws: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a number by its standard error, the spread of what it is in resamplings [draws]. Not by their
+    percentiles: drawing anew adds noise, which pulls a share towards one half, and all of them may lie below it."""
+    half = float(stats.norm.ppf(0.975) * np.std(draws, ddof=1))
+    return whole - half, whole + half
+
+
 GROUPS = 10
 """Of documents; what a number is without one of them gives its interval over documents (jackknife)."""
 
@@ -189,6 +197,34 @@ def jackknife(whole: float, without: Sequence[float]) -> tuple[float, float, flo
     x, n = np.asarray(without, float), len(without)
     half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((x - x.mean()) ** 2).sum()))
     return whole, whole - half, whole + half
+
+
+def above(
+    text: str,
+    source: str,
+    least: float,
+    seeds: tuple[float, float, float],
+    other: tuple[float, float] | None = None,
+    note: str = "",
+    of: tuple[str, str] = ("seeds", "documents"),
+) -> Claim:
+    """A claim that a number is at least ``least``, judged by the low end of its interval over seeds or over documents,
+    whichever is lower.
+
+    Args:
+        seeds: mean over seeds and its interval; NaN where there are too few, and the mean is in its place.
+        other: the interval over documents; None where no texts enter.
+        of: what the two are over.
+    """
+    mean, low, high = seeds
+    measured = low if np.isfinite(low) else mean
+    notes, over = [f"mean {mean:.3f}", said(low, high, of[0])], of[0]
+    if other is not None:
+        measured = float(np.minimum(measured, other[0]))  # NaN fails
+        notes.append(said(*other, of[1]))
+        over = f"{of[0]} and over {of[1]}, the lower one"
+    return Claim(f"{text} (low end of 95 % over {over})", source, least, measured, 0.0, ">=",
+                 note=", ".join(notes) + f"; {note}" * bool(note))  # fmt: skip
 
 
 def said(low: float, high: float, of: str = "seeds") -> str:

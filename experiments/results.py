@@ -36,7 +36,9 @@ def code_fingerprint(experiment: str) -> str:
     found: dict[str, bytes] = {}
     left = [f"experiments.{experiment}"]
     while left:
-        place = ROOT.joinpath(*left.pop().split("."))
+        package = (module := left.pop()).rpartition(".")[0]
+        left += [package] * bool(package)
+        place = ROOT.joinpath(*module.split("."))
         for path in (place.with_suffix(".py"), place / "__init__.py"):
             name = path.relative_to(ROOT).as_posix()
             if name in found or name in LAYOUT or not path.is_file():

@@ -387,6 +387,31 @@ def test_every_full_config_has_its_figure_and_its_group():
             assert (ROOT / "figures" / f"{name}{'' if variant == 'full' else '_' + variant}.json").exists()
 
 
+def test_code_of_an_experiment_is_what_it_imports(tmp_path, monkeypatch):
+    """Directly, through others, and inside functions; what draws, or is not imported, does not count."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    sources = {
+        "superpose/__init__.py": "", "superpose/a.py": "import numpy", "superpose/b.py": "", "superpose/plot.py": "",
+        "superpose/c/__init__.py": "", "superpose/c/d.py": "from superpose import b as other", "superpose/e.py": "",
+        "experiments/ledger.py": "from superpose import e", "experiments/shared.py": "import superpose.c.d",
+        "experiments/toy/one.py": "from experiments import ledger, shared\nfrom superpose.plot import line\n"
+                                  "def run():\n    from superpose.a import thing",
+        "experiments/toy/two.py": "",
+    }  # fmt: skip
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before, moves = results.code_fingerprint("toy.one"), set()
+    for name, text in sources.items():
+        (tmp_path / name).write_text(text + "\nx = 1")
+        if results.code_fingerprint("toy.one") != before:
+            moves.add(name)
+        (tmp_path / name).write_text(text)
+    assert moves == {"superpose/__init__.py", "superpose/a.py", "superpose/b.py", "superpose/c/__init__.py",
+                     "superpose/c/d.py", "experiments/shared.py", "experiments/toy/one.py"}  # fmt: skip
+    assert results.code_fingerprint("toy.one") == before
+
+
 def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):
     """Runs are called in order, in folders that only other code used anew; a failing one ends it with its status."""
     runs = []

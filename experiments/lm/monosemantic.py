@@ -14,7 +14,6 @@ from flax import nnx
 from scipy import sparse
 
 from experiments import language, latents, reading
-from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import explain, fidelity, labels, probe
 
@@ -271,23 +270,16 @@ def claims(results, config):
     """Latents are better detectors than neurons, components, random directions and a shuffled model's latents, and are
     better explained; differences are held against the low end of their interval over seeds."""
     f1, here = _f1(results, config), _shown(results)
-    mean, low, high = reading.over_seeds((f1["latents"] > f1["neurons"]).mean(1))
-    documents = np.percentile(results["gain_neurons_draws"], (2.5, 97.5))
-    better = _over_documents(results["better_neurons_draws"])
-    gains = np.median(f1["latents"] - f1["neurons"], 1)
     out = [
-        Claim(f"share of {here.sum()} labels whose best latent has a higher F1 than the best neuron of either sign",
-              "more than half, stated before the run", 0.5, mean, 0.0, ">=",
-              note=f"{reading.said(low, high)}; {reading.said(better[0], better[1], 'documents')}"),
-        Claim("median over labels of the latent's F1 less the neuron's (low end of 95 % over documents, all seeds)",
-              PAPER, 0.0, float(documents[0]), 0.0, ">=",
-              note=f"medians by seed {', '.join(f'{g:.3f}' for g in gains)}; over documents {documents[0]:.3f} to "
-                   f"{documents[1]:.3f}"),
-        *(_less(f"median over labels of the latent's F1 less that of the best {words}", source,
-                np.median(f1["latents"] - f1[name], 1), _over_documents(results[f"gain_{name}_draws"]),
-                f"these {np.median(f1[name]):.3f}")
+        _above(f"share of {here.sum()} labels whose best latent has a higher F1 than the best neuron of either sign",
+               "more than half, stated before the run", 0.5, (f1["latents"] > f1["neurons"]).mean(1),
+               results["better_neurons_draws"]),
+        *(_above(f"median over labels of the latent's F1 less that of the best {words}", source, 0.0,
+                 np.median(f1["latents"] - f1[name], 1), results[f"gain_{name}_draws"],
+                 f"latents {np.median(f1['latents']):.3f}, these {np.median(f1[name]):.3f}")
           for name, words, source in (
-              ("PCA", "principal component", "baseline"), ("random", "random direction", "baseline"),
+              ("neurons", "neuron", PAPER), ("PCA", "principal component", "baseline"),
+              ("random", "random direction", "baseline"),
               ("control", "latent of a model with shuffled weights",
                "evaluation on a model that has learnt nothing (arXiv 2501.17727)"))),
     ]  # fmt: skip
@@ -298,54 +290,43 @@ def claims(results, config):
         score = {name: _probes(results, config, name, "f1")[:, at].mean() for name in KINDS}
         for name, words in names.items():
             drawn = results["probe_latents_draws"] - results[f"probe_{name}_draws"]
-            out.append(_less(f"probes of {k}: median area under the ROC curve of latents less that of {words}",
-                             "k-sparse probing (Gurnee et al. 2023)", one["latents"] - one[name],
-                             _over_documents(drawn[..., at]),
-                             f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}; median F1 of the "
-                             f"same probes {score['latents']:.3f} and {score[name]:.3f}"))  # fmt: skip
+            out.append(_above(f"probes of {k}: median area under the ROC curve of latents less that of {words}",
+                              "k-sparse probing (Gurnee et al. 2023)", 0.0, one["latents"] - one[name],
+                              drawn[..., at],
+                              f"latents {one['latents'].mean():.3f}, these {one[name].mean():.3f}; median F1 of the "
+                              f"same probes {score['latents']:.3f} and {score[name]:.3f}"))  # fmt: skip
     own = np.array([np.median(values) for values in _of(results, "latents", "f1")])
-    over = lambda name, of="draws": _over_documents(  # noqa: E731
-        results[f"explained_latents_{of}"] - results[f"explained_{name}_{of}"]
-    )
+    drawn = lambda name, of="draws": results[f"explained_latents_{of}"] - results[f"explained_{name}_{of}"]  # noqa: E731
     for name in ("neurons", "random"):
         other = np.array([np.median(values) for values in _of(results, name, "f1")])
-        out.append(_less(f"explanations: median F1 of latents less that of {SAID[name]}",
-                         f"{PAPER}: features are easier to explain than neurons", own - other, over(name),
-                         f"latents {own.mean():.3f}, these {other.mean():.3f}"))  # fmt: skip
+        out.append(_above(f"explanations: median F1 of latents less that of {SAID[name]}",
+                          f"{PAPER}: features are easier to explain than neurons", 0.0, own - other, drawn(name),
+                          f"latents {own.mean():.3f}, these {other.mean():.3f}"))  # fmt: skip
     single = {name: [np.asarray(s, bool) for s in _of(results, name, "single")] for name in ("latents", "control")}
     many = {name: np.array([np.median(v[~s]) for v, s in zip(_of(results, name, "f1"), single[name], strict=True)])
             for name in single}  # fmt: skip
     everything = float(np.mean([np.median(values) for values in _of(results, "control", "f1")]))
     moved = np.mean([np.median(values) for values in _of(results, "shuffled", "f1")])
-    out.append(_less(
+    out.append(_above(
         f"explanations, single-token features left out: median F1 of latents less that of {SAID['control']}",
         "trained beats shuffled; in the paper its single-token features lift the shuffled model above the trained",
-        many["latents"] - many["control"], over("control", "many_draws"),
+        0.0, many["latents"] - many["control"], drawn("control", "many_draws"),
         f"latents {many['latents'].mean():.3f}, these {many['control'].mean():.3f}; with single-token features "
         f"{own.mean():.3f} and {everything:.3f}; latents moved to other tokens {moved:.3f}",
     ))  # fmt: skip
     share = {name: np.array([s.mean() for s in found]) for name, found in single.items()}
     fewer = share["control"] - share["latents"]
     without = results["explained_control_single_without"] - results["explained_latents_single_without"]
-    out.append(_less(
+    out.append(reading.above(
         "share of single-token features (the 20 largest activations on one token) in a model with shuffled weights "
-        "less that in the trained one", f"{PAPER}: the shuffled model has many", fewer,
+        "less that in the trained one", f"{PAPER}: the shuffled model has many", 0.0, reading.over_seeds(fewer),
         reading.jackknife(fewer.mean(), without.mean(0))[1:],
         f"trained {share['latents'].mean():.3f}, shuffled {share['control'].mean():.3f}",
     ))  # fmt: skip
     return out
 
 
-def _over_documents(draws):
-    """95 % interval of a mean over seeds, of resamplings [seeds, draws]."""
-    return np.percentile(draws.mean(0), (2.5, 97.5))
-
-
-def _less(text, source, by_seed, documents, note):
-    """A claim that a difference [seeds] lies above 0: by the lower of the low ends of its intervals over seeds and over
-    documents (low, high); one seed has no interval over seeds."""
-    mean, low, high = reading.over_seeds(by_seed)
-    measured = float(np.minimum(low if np.isfinite(low) else mean, documents[0]))
-    return Claim(f"{text} (low end of 95 % over seeds and over documents, the lower one)", source, 0.0, measured, 0.0,
-                 ">=", note=f"mean {mean:.3f}, {reading.said(low, high)}, "
-                            f"{reading.said(documents[0], documents[1], 'documents')}; {note}")  # fmt: skip
+def _above(text, source, least, by_seed, draws, note=""):
+    """A claim on the mean of a number [seeds], given the same in resamplings of documents [seeds, draws]."""
+    seeds = reading.over_seeds(by_seed)
+    return reading.above(text, source, least, seeds, reading.over_draws(seeds[0], draws.mean(0)), note)

@@ -255,14 +255,9 @@ def claims(results, config):
     def by_seed(name, of):
         return np.array([of(row) for row in _seeds_of(results, name)])
 
-    def above(text, source, least, values, without=None, note=""):
-        mean, low, high = reading.over_seeds(values)
-        measured = low if np.isfinite(low) else mean
-        notes = [f"mean {mean:.3f}, {reading.said(low, high)}"]
-        if without is not None:
-            notes.append(reading.said(*reading.jackknife(mean, without)[1:], "documents"))
-        return Claim(f"{text} (low end of 95 % over seeds)", source, least, measured, 0.0, ">=",
-                     note="; ".join(notes + [note] * bool(note)))  # fmt: skip
+    def above(text, source, least, values, without, note=""):
+        seeds = reading.over_seeds(values)
+        return reading.above(text, source, least, seeds, reading.jackknife(seeds[0], without)[1:], note)
 
     shares: dict[str, dict[str, np.ndarray]] = {"two": {}, "mean": {}, "merged": {}, "near": {}}
     for p in ("", "twin_", "chance_"):

@@ -186,7 +186,7 @@ def claims(results, config):
     median = {name: np.array([np.median(r) for r in _by_pair(results, name)]) for name in OTHERS}
     chance = np.array([np.median(r) for r in _by_pair(results, "another model", "chance")])
     neurons = float(np.median(results["neurons"]))
-    over = lambda x: reading.said(np.percentile(x, 2.5), np.percentile(x, 97.5), "documents")  # noqa: E731
+    over = lambda whole, draws: reading.said(*reading.over_draws(whole, draws), "documents")  # noqa: E731
     mean, low, high = reading.over_seeds(median["another model"])
     shared = {name: np.array([np.mean(r >= FOUND) for r in _by_pair(results, name)]) for name in OTHERS}
     by_chance = {name: np.array([np.mean(r >= FOUND) for r in _by_pair(results, name, "chance")]) for name in OTHERS}
@@ -199,25 +199,16 @@ def claims(results, config):
     random = float(np.nanmedian(results["cosine_chance"]))
     cosines = np.array([np.nanmedian(c) for c in _by_pair(results, "another seed", "cosine")]) - random
 
-    def above(text, source, least, interval, note, draws=None):
-        """A claim by the low end of an interval over pairs of seeds, or by the mean where there are too few; by that
-        over documents where it is lower, and there are resamplings of them."""
-        mean, low, high = interval
-        measured, what = low if np.isfinite(low) else mean, "seeds"
-        if draws is not None:
-            measured = float(np.minimum(measured, np.percentile(draws, 2.5)))
-            what = "seeds and over documents, the lower one"
-            note = f"{over(draws)}; {note}"
-        return Claim(f"{text} (low end of 95 % over {what})", source, least, measured, 0.0, ">=",
-                     note=f"mean {mean:.3f}, {reading.said(low, high)}; {note}")  # fmt: skip
+    def above(text, source, least, seeds, note, draws):
+        return reading.above(text, source, least, seeds, reading.over_draws(seeds[0], draws), note)
 
     return [
         Claim("median correlation of a latent with the closest of another model (2 latents a neuron here, 8 in the "
               "paper)", f"{PAPER}: 0.72", 0.72, mean, 0.15,
-              note=f"{reading.said(low, high, 'pairs of SAEs')}; {over(results['draws_another model'])}; another seed "
-                   f"{median['another seed'].mean():.2f}, another kind {median['another kind'].mean():.2f}"),
+              note=f"{reading.said(low, high, 'pairs of SAEs')}; {over(mean, results['draws_another model'])}; another "
+                   f"seed {median['another seed'].mean():.2f}, another kind {median['another kind'].mean():.2f}"),
         Claim("median correlation of a neuron with the closest of another model", f"{PAPER}: 0.46", 0.46, neurons, 0.15,
-              note=over(results["neurons_draws"])),
+              note=over(neurons, results["neurons_draws"])),
         above("features less neurons: median correlation across models", f"{PAPER}: 0.72 against 0.46", 0.0,
               reading.over_seeds(median["another model"] - neurons), "one other model",
               results["draws_another model"] - results["neurons_draws"]),
@@ -228,8 +219,9 @@ def claims(results, config):
               "control", 0.2, reading.over_pairs(shared["another seed"] - by_chance["another seed"], seeds),
               "; ".join(f"{k} {v.mean():.2f}, chance {by_chance[k].mean():.3f}" for k, v in shared.items()),
               results["shared_draws_another seed"] - by_chance["another seed"].mean()),
-        above("another seed: median cosine of decoder rows, matched one to one, less that of random directions",
-              "control", 0.2, reading.over_pairs(cosines, seeds), f"random directions {random:.3f}"),
+        reading.above("another seed: median cosine of decoder rows, matched one to one, less that of random "
+                      "directions", "control", 0.2, reading.over_pairs(cosines, seeds),
+                      note=f"random directions {random:.3f}"),
         above("frequent latents are found again more often than rare ones (difference of medians by half)",
               "SAEs of several seeds (Paulo and Belrose 2025)", 0.0, rise,
               f"rare half {halves[:, 0].mean():.2f}, frequent half {halves[:, 1].mean():.2f}",
