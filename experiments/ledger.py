@@ -93,6 +93,11 @@ def _after(about: dict) -> str:
     return " after a resume" if about.get("resumed") else ""
 
 
+def _judged(about: dict) -> str:
+    """Where claims were judged again by another commit (--draw_only)."""
+    return f" (judged by `{about['judged']}`)" if about.get("judged", about["commit"]) != about["commit"] else ""
+
+
 def table(results: dict[str, dict]) -> str:
     """REPRODUCTION.md from name -> the .json of a result."""
     claims = {name: [Claim(**{k: v for k, v in c.items() if k != "holds"}) for c in about["claims"]]
@@ -114,7 +119,8 @@ def table(results: dict[str, dict]) -> str:
             f"## {name}",
             "",
             f"`{about['command']}`, {about['seconds']:.0f} s{_after(about)} on {about['device']}, commit "
-            f"`{about['commit']}`, config `{about['config_digest']}`{corpus}. ![{name}](figures/{name}.png)",
+            f"`{about['commit']}`{_judged(about)}, config `{about['config_digest']}`{corpus}. "
+            f"![{name}](figures/{name}.png)",
             "",
             "| claim | source | expected | measured | tolerance | holds |",
             "|---|---|---|---|---|---|",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from superpose.lm.transformer import Transformer
 from superpose.sae import formats
 from superpose.sae.model import SAE
 from superpose.train.checkpoint import write_atomically
+
+if TYPE_CHECKING:  # they leave the files that are read here: their code is part of what makes the numbers
+    from experiments.lm import one_layer, scripts  # noqa: F401
 
 
 def model(c: Any, key: jax.Array, workdir: Path) -> tuple[language.Texts, Transformer]:
@@ -177,9 +180,11 @@ def over_pairs(values: np.ndarray, pairs: np.ndarray) -> tuple[float, float, flo
 
 
 def over_draws(whole: float, draws: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a number by its standard error, the spread of what it is in resamplings [draws]. Not by their
-    percentiles: drawing anew adds noise, which pulls a share towards one half, and all of them may lie below it."""
-    half = float(stats.norm.ppf(0.975) * np.std(draws, ddof=1))
+    """95 % interval of a number by its standard error, the spread of what it is in resamplings [draws] (NaN: those in
+    which there is none). Not by their percentiles: drawing anew adds noise, which pulls a share towards one half, and
+    all of them may lie below it."""
+    known = np.asarray(draws)[np.isfinite(draws)]
+    half = float(stats.norm.ppf(0.975) * known.std(ddof=1)) if len(known) > 1 else float("nan")
     return whole - half, whole + half
 
 
@@ -193,9 +198,10 @@ def groups(documents: np.ndarray) -> np.ndarray:
 
 
 def jackknife(whole: float, without: Sequence[float]) -> tuple[float, float, float]:
-    """A number and its 95 % interval, by what it is without each of n groups (Student's t of n - 1)."""
+    """A number and its 95 % interval, by what it is without each of n groups (Student's t of n - 1): by how far that is
+    from the number, so that one which changes with the amount of data has the wider interval."""
     x, n = np.asarray(without, float), len(without)
-    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((x - x.mean()) ** 2).sum()))
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((x - whole) ** 2).sum()))
     return whole, whole - half, whole + half
 
 

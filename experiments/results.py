@@ -31,10 +31,10 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def code_fingerprint(experiment: str) -> str:
-    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: its own, and those of this project
-    that it imports, directly or through others."""
+    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the generator that its key is of, its
+    own, and those of this project that it imports, directly or through others."""
     found: dict[str, bytes] = {}
-    left = [f"experiments.{experiment}"]
+    left = ["superpose.worlds.prng", f"experiments.{experiment}"]
     while left:
         package = (module := left.pop()).rpartition(".")[0]
         left += [package] * bool(package)

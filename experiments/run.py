@@ -197,7 +197,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
                 "and judged as they stand; run without --draw_only to make them anew"
             )
         kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal", "drawn")}
-        kept |= {"config": plain, "config_digest": _digest(plain)}
+        kept |= {"config": plain, "config_digest": _digest(plain), "judged": results.commit()}
         try:
             claims = [c.as_json() for c in module.claims(arrays, config)]
             figures = module.draw(arrays, config)

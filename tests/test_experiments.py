@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -410,6 +411,32 @@ def test_code_of_an_experiment_is_what_it_imports(tmp_path, monkeypatch):
     assert moves == {"superpose/__init__.py", "superpose/a.py", "superpose/b.py", "superpose/c/__init__.py",
                      "superpose/c/d.py", "experiments/shared.py", "experiments/toy/one.py"}  # fmt: skip
     assert results.code_fingerprint("toy.one") == before
+
+
+@pytest.mark.parametrize(
+    ("experiment", "counts", "does_not"),
+    [
+        ("toy.sweep", ("superpose/worlds/prng.py", "superpose/train/fit.py"), ("superpose/interp/steer.py",)),
+        (
+            "lm.universality",
+            ("experiments/lm/monosemantic.py", "experiments/lm/scripts.py"),
+            ("experiments/lm/small.py",),
+        ),
+        ("sae.toy_to_sae", ("experiments/toy/superposition_demo.py",), ("superpose/plot.py", "experiments/ledger.py")),
+    ],
+)
+def test_code_of_our_experiments(experiment, counts, does_not, tmp_path, monkeypatch):
+    """The generator, and what leaves the files that another one reads."""
+    before = results.code_fingerprint(experiment)
+    for folder in ("superpose", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.code_fingerprint(experiment) == before
+    for name in counts + does_not:
+        source = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(source + "\nx = 1\n")
+        assert (results.code_fingerprint(experiment) != before) == (name in counts), name
+        (tmp_path / name).write_text(source)
 
 
 def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):

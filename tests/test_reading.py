@@ -15,7 +15,7 @@ import test_language
 import test_lm_files
 import tokenizers
 from flax import nnx
-from scipy import sparse
+from scipy import sparse, stats
 from test_language import folder, run  # noqa: F401
 
 from experiments import language, reading
@@ -591,27 +591,53 @@ def test_directions_are_matched_with_their_sign():
     assert r[0] == pytest.approx(np.corrcoef(x.T, y.T)[0, 3:].max())
 
 
+HALF = 1.959964
+"""Of a 95 % interval, in standard errors."""
+
+
+def drawn(value, spread, draws=100):
+    """Resamplings around a number whose standard error is ``spread``."""
+    x = np.linspace(-1, 1, draws)
+    return value + spread * x / x.std(ddof=1)
+
+
 def universal(r, chance, neurons, cosine, apart=0.0):
-    """Results of three SAEs of 60 latents: how well each is found again grows with how often it is on, by 0.02 from
-    half to half, give or take ``apart`` where texts are drawn again."""
+    """Claims on three SAEs of 60 latents: how well each is found again grows with how often it is on, by 0.02 from half
+    to half. Standard errors over documents are multiples of ``apart``: of correlations 1, 2, 3 with another seed, kind,
+    model, of shares 10 times and of the rise 100 times as many, of neurons 1000."""
     config = importlib.import_module("configs.lm.universality").get_config("quick")
     slope = np.linspace(-0.02, 0.02, 60)
     results = {"on": np.tile(np.arange(30, 90), (3, 1)), "kept": 1000, "neurons": np.full(40, neurons),
-               "neurons_draws": np.full(100, neurons), "cosine_chance": np.full((3, 60), 0.3)}  # fmt: skip
-    for name in universality.OTHERS:
+               "neurons_draws": drawn(neurons, 1000 * apart), "cosine_chance": np.full((3, 60), 0.3)}  # fmt: skip
+    for i, name in enumerate(universality.OTHERS, 1):
         pairs = [(0, 1), (0, 2), (1, 2)] if name == "another seed" else [(i, i) for i in range(3)]
         moved = np.array([[0.0], [0.005], [-0.005]])
         results |= {f"pairs_{name}": np.array(pairs), f"r_{name}": r + slope + moved,
                     f"chance_{name}": np.full((3, 60), chance), f"cosine_{name}": np.full((3, 60), cosine) + moved,
-                    f"draws_{name}": np.full(100, r), f"rise_draws_{name}": 0.02 + apart * np.linspace(-1, 1, 100),
-                    f"shared_draws_{name}": np.full(100, float(r >= 0.7))}  # fmt: skip
-    return [c.holds for c in universality.claims(results, config)]
+                    f"draws_{name}": drawn(r, i * apart), f"rise_draws_{name}": drawn(0.02, 100 * i * apart),
+                    f"shared_draws_{name}": drawn(float(r >= 0.7), 10 * i * apart)}  # fmt: skip
+    return universality.claims(results, config)
+
+
+def holding(claims):
+    return [c.holds for c in claims]
 
 
 def test_claims_of_universality_hold_where_they_are_planted_and_nowhere_else():
-    assert universal(0.72, 0.1, 0.46, 0.8) == [True] * 7
-    assert universal(0.2, 0.2, 0.25, 0.3) == [False, False, False, False, False, False, True]
-    assert universal(0.72, 0.1, 0.46, 0.8, apart=0.05) == [True] * 6 + [False]  # over documents, not over seeds
+    assert holding(universal(0.72, 0.1, 0.46, 0.8)) == [True] * 7
+    assert holding(universal(0.2, 0.2, 0.25, 0.3)) == [False, False, False, False, False, False, True]
+
+
+def test_claims_of_universality_are_judged_over_documents_too():
+    """Each by the resamplings of what it is of: draws of a difference move together, as those of one resampling do."""
+    found = universal(0.72, 0.1, 0.46, 0.8, apart=1.0)
+    assert holding(found) == [True, True, False, False, False, True, False]
+    lows = {i: found[i].measured for i in (2, 3, 4, 6)}
+    want = {2: 0.26 - HALF * 997, 3: 0.62 - HALF * 3, 4: found[4].measured, 6: 0.02 - HALF * 100}
+    want[4] = float(re.match(r"mean ([\d.]+)", found[4].note).group(1)) - HALF * 10
+    assert lows == pytest.approx(want, abs=0.003)
+    assert reading.said(0.72 - HALF * 3, 0.72 + HALF * 3, "documents") in found[0].note
+    assert reading.said(0.46 - HALF * 1000, 0.46 + HALF * 1000, "documents") in found[1].note
 
 
 def test_latents_on_most_are_held_against_those_on_least():
@@ -621,45 +647,56 @@ def test_latents_on_most_are_held_against_those_on_least():
     assert np.isnan(universality._rise(r, np.full(4, 10))).all()  # none is on more than another
 
 
-def cleaner(latents, others, moved=0.005, documents=0.0):
-    """Results of ``monosemantic`` for two seeds of 30 latents and 40 labels: what latents score and what all others do;
-    over documents less or more by so much."""
+def cleaner(latents, others, moved=0.005, apart=0.0):
+    """Claims of ``monosemantic`` on two seeds of 30 latents and 40 labels: what latents score and what all others do.
+    Standard errors over documents of means over seeds, of which the first alone varies, are multiples of ``apart``:
+    gains 1 to 4 by kind, their share 5; probes of k 10 times, of the last k 20 times as many; explanations 100 times,
+    without single tokens 1000."""
     config = importlib.import_module("configs.lm.monosemantic").get_config("quick")
     seeds, ks = config.seeds, len(config.ks)
     kinds = {name: [f"seed {i}" for i in range(seeds)] if name == "latents" else
              [f"control {i}" for i in range(seeds)] if name == "control" else [name]
              for name in monosemantic.KINDS}  # fmt: skip
     results = {}
-    spread = np.tile(documents * np.linspace(-1, 1, 50), (seeds, 1))
-    for name, ones in kinds.items():
+    alone = lambda value, spread: np.stack([drawn(value, 2 * spread * apart), np.full(100, value)])  # noqa: E731
+    for at, (name, ones) in enumerate(kinds.items()):
         score = latents if name == "latents" else others
-        results[f"probe_{name}_draws"] = np.full((len(ones), 50, ks), score)
-        if name == "latents":
-            results[f"probe_{name}_draws"] += spread[..., None]
-        results[f"gain_{name}_draws"] = latents - others + spread
+        by_k = [alone(score, 10 * at * (1 + (k == ks - 1))) for k in range(ks)]
+        results[f"probe_{name}_draws"] = np.stack(by_k, -1)[: len(ones)]
+        results[f"gain_{name}_draws"] = alone(latents - others, at)
         for i, one in enumerate(ones):
             results |= {f"{one}_f1": np.full(40, score + moved * i), f"{one}_tokens": np.full(40, 1000),
                         f"{one}_share": np.full(40, 0.05)}  # fmt: skip
             results |= {f"probe_{one}_{part}": np.full((40, ks), score + moved * i) for part in ("auroc", "f1")}
-    for name in monosemantic.EXPLAINED:
+    for at, name in enumerate(monosemantic.EXPLAINED):
         score, single = (latents, 6) if name == "latents" else (others, 15 if latents > others else 3)
         results |= {
             f"explained_{name}_f1": np.full((seeds, 30), score), f"explained_{name}_tokens": np.full((seeds, 30), 100),
             f"explained_{name}_single": np.tile(np.arange(30) < single, (seeds, 1)),
-            f"explained_{name}_draws": score + spread * (name == "latents"),
-            f"explained_{name}_many_draws": score + spread * (name == "latents"),
+            f"explained_{name}_draws": alone(score, 100 * at), f"explained_{name}_many_draws": alone(score, 1000 * at),
             f"explained_{name}_single_without": np.full((seeds, 10), single / 30)
-            + documents * (np.arange(10) % 2 if name == "latents" else 0),
+            + apart * (np.arange(10) % 2 if name == "latents" else 0),
         }  # fmt: skip
-    better = latents > others
-    results["better_neurons_draws"] = float(better) + spread
-    return [c.holds for c in monosemantic.claims(results, config)]
+    results["better_neurons_draws"] = alone(float(latents > others), 5)
+    return monosemantic.claims(results, config)
 
 
 def test_claims_of_monosemantic_hold_where_they_are_planted_and_nowhere_else():
-    assert cleaner(0.6, 0.4) == [True] * 17
-    assert cleaner(0.4, 0.6) == [False] * 17
-    assert cleaner(0.6, 0.4, documents=0.6) == [False] * 17  # the mean and the interval over seeds are as before
+    assert holding(cleaner(0.6, 0.4)) == [True] * 17
+    assert holding(cleaner(0.4, 0.6)) == [False] * 17
+
+
+def test_claims_of_monosemantic_are_judged_over_documents_too():
+    """Each by the resamplings of what it is of, their mean over seeds."""
+    found = cleaner(0.6, 0.4, moved=0.0, apart=1.0)
+    assert not any(holding(found))
+    spread = [5, 1, 2, 3, 4, 10, 20, 30, 40, 20, 40, 60, 80, 100, 200, 4000]
+    mean = [1.0] + [0.2] * 15
+    # of neurons, components and random directions there is one: what is drawn of it counts whole
+    single = [2 if i in (5, 6, 7, 9, 10, 11) else 1 for i in range(16)]
+    want = [m - HALF * s * n for m, s, n in zip(mean, spread, single, strict=True)]
+    assert [c.measured for c in found[:16]] == pytest.approx(want, rel=1e-4)
+    assert found[16].measured == pytest.approx(reading.jackknife(0.3, 0.3 - np.arange(10) % 2)[1])
 
 
 def test_single_tokens_without_each_group_of_documents():
@@ -677,9 +714,9 @@ def test_single_tokens_without_each_group_of_documents():
 
 
 def family(large, twin, chance, near, change, rise, apart=0.0):
-    """Results of ``splitting`` for two seeds of 20 small and 80 large latents: how many children and parents each has,
-    in the wide SAE, in another small one, by chance; and what the wide one has more of on nested labels. Numbers of the
-    wide one are larger by ``apart`` without half of the groups of documents."""
+    """Claims of ``splitting`` on two seeds of 20 small and 80 large latents: how many children and parents each has,
+    in the wide SAE, in another small one, by chance; and what the wide one has more of on nested labels. Without half
+    of the groups of documents each number of the wide one, in order, is larger by one more ``apart``."""
     config = importlib.import_module("configs.lm.splitting").get_config("quick")
     results = {"pairs": np.array(["a in b"] * 4), "change": np.tile(np.linspace(*change, 80), (2, 1)),
                "news_without": np.full((2, 10), 0.5),
@@ -689,21 +726,30 @@ def family(large, twin, chance, near, change, rise, apart=0.0):
         theirs[:, 40:] = 0
         results |= {f"{prefix}children": mine, f"{prefix}parents": theirs}
         shares = splitting._shares(mine[0], theirs[0], *[] if prefix else [results["cosine"][0]])
-        moved = apart * (not prefix) * np.tile(np.arange(reading.GROUPS) % 2, (2, 1))
-        results |= {f"{prefix}{name}_without": v + moved for name, v in shares.items()}
+        half = apart * (not prefix) * np.tile(np.arange(reading.GROUPS) % 2, (2, 1))
+        results |= {f"{prefix}{name}_without": v + i * half for i, (name, v) in enumerate(shares.items(), 1)}
     for size, more in (("small", 0.0), ("large", rise)):
-        moved = apart * bool(more) * (np.arange(1 + reading.GROUPS) % 2)
-        results |= {f"{name}_{size}": np.full((2, 4, 1), 0.1 + more) + moved for name in ("gap", "instead")}
+        half = apart * (size == "large") * (np.arange(1 + reading.GROUPS) % 2 == 0) * (np.arange(11) > 0)
+        results |= {f"{name}_{size}": np.full((2, 4, 1), 0.1 + more) + i * half
+                    for i, name in enumerate(("gap", "instead"), 6)}  # fmt: skip
         results |= {f"knows_{size}": np.ones((2, 4)), f"latents_{size}": np.ones((2, 4))}
-    return [c.holds for c in splitting.claims(results, config)]
+    return splitting.claims(results, config)
 
 
 def test_claims_of_splitting_hold_where_they_are_planted_and_nowhere_else():
-    assert family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1) == [True] * 7
-    assert family((1, 1), (1, 1), (1, 1), -0.2, (1, 2), -0.1) == [False, False, True, False, False, False, False]
-    assert not family((1, 1), (1, 1), (1, 2), -0.2, (-2, -1), -0.1)[2]
-    unequal = family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1, apart=20.0)  # over documents, not over seeds
-    assert unequal == [False] * 4 + [True] + [False] * 2  # share of news: by its mean
+    assert holding(family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1)) == [True] * 7
+    assert holding(family((1, 1), (1, 1), (1, 1), -0.2, (1, 2), -0.1)) == [False, False, True] + [False] * 4
+    assert not family((1, 1), (1, 1), (1, 2), -0.2, (-2, -1), -0.1)[2].holds
+
+
+def test_claims_of_splitting_are_judged_over_documents_too():
+    """Each by what it is of without each group of them; the share of news by its mean."""
+    found = family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1, apart=20.0)
+    assert holding(found) == [False] * 4 + [True] + [False] * 2
+    whole = [1.0, 7.0, 0.5, 0.2, None, 0.1, 0.1]
+    for i, times in ((0, 1), (1, 2), (2, 3), (3, 4), (5, 6), (6, 7)):
+        low = reading.jackknife(whole[i], whole[i] + 20.0 * times * (np.arange(10) % 2))[1]
+        assert found[i].measured == pytest.approx(low, rel=1e-6), i
 
 
 def by_context(change, agreement, documents):
@@ -741,7 +787,7 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
     config.strengths, config.patterns, config.pushes = (-1.0, 0.1, 1.0), (("comment", "#"),), (1.0, 2.0)
     rng, x = np.random.default_rng(0), np.array([-1.0, 0.1, 1.0])
 
-    def judged(agreement, effect, share, apart=0.1):
+    def judged(agreement, effect, share, apart=0.1, samples=0.0):
         size = rng.uniform(1, 2, 30)
         seen = effect * size[:, None] * x + (0 if effect else rng.normal(size=(30, 3)))
         change = {"feature": seen, "ablated": -seen[:, 1:2]}
@@ -751,7 +797,7 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
             "feature_gradient_wanted": np.repeat((size[:, None] * x)[..., None], 4, -1),
             "seed": np.repeat([0, 1], 15),
             "written_share": np.stack([np.outer((0, share / 2, share), np.ones(8)), np.zeros((3, 8))])[None, None]
-            * np.array([1.0, 1 + apart, 1 - apart]).reshape(3, 1, 1, 1, 1),
+            * np.array([1.0, 1 + apart, 1 - apart]).reshape(3, 1, 1, 1, 1) + samples * (np.arange(8) // 2 % 2 - 0.5),
             "written_loss": np.ones((3, 1, 2, 3, 8)),
         }  # fmt: skip
         return [c.holds for c in predictable.claims(results, config)]
@@ -760,6 +806,7 @@ def test_claims_of_predictable_hold_where_they_are_planted_and_nowhere_else():
     assert not any(judged(0.1, 0.0, 0.0))
     unequal = judged(0.99, 1.0, 0.6, apart=0.9)  # one SAE writes 1.1, one next to nothing
     assert unequal == [True] * (len(unequal) - 1) + [False]
+    assert judged(0.99, 1.0, 0.6, samples=2.0) == [True] * len(unequal)  # the same for the random direction: pairs
 
 
 def test_a_claim_is_judged_by_the_lower_of_two_intervals():
@@ -778,7 +825,7 @@ def test_a_claim_is_judged_by_the_lower_of_two_intervals():
 
 def test_resamplings_of_a_share_near_one_hold_it():
     """40 labels, each better by a fifth of a standard error or more: drawn again, some are worse, and no draw reaches
-    the share that was found."""
+    the share that was found. What was not to be had in a draw does not count."""
     rng, gain = np.random.default_rng(0), np.linspace(0.2, 1.5, 40)
     draws = (gain + rng.normal(size=(1000, 40)) > 0).mean(1)
     assert draws.max() < 1
@@ -786,6 +833,16 @@ def test_resamplings_of_a_share_near_one_hold_it():
     assert 0.5 < low < 1 < high
     even = rng.normal(0.3, 0.1, 20_000)  # where they lie around the number, percentiles say the same
     assert reading.over_draws(0.3, even) == pytest.approx(np.percentile(even, (2.5, 97.5)), abs=0.01)
+    assert reading.over_draws(0.3, np.append(even, np.nan)) == pytest.approx(reading.over_draws(0.3, even))
+    assert np.isnan(reading.over_draws(0.3, np.array([np.nan, 0.3]))).all()
+
+
+def test_a_number_that_changes_with_the_amount_of_data_has_a_wider_interval():
+    x = np.linspace(-1, 1, 10)
+    plain, moved = (reading.jackknife(5.0, 5.0 + x + by) for by in (0.0, 3.0))
+    half = stats.t.ppf(0.975, 9) * np.sqrt(0.9 * (x**2).sum())
+    assert plain == pytest.approx((5, 5 - half, 5 + half))
+    assert moved[2] - moved[0] == pytest.approx(stats.t.ppf(0.975, 9) * np.sqrt(0.9 * ((x + 3) ** 2).sum()))
 
 
 def test_intervals_over_pairs_of_seeds():

@@ -268,7 +268,7 @@ def _draw_explained(results, config):
 
 def claims(results, config):
     """Latents are better detectors than neurons, components, random directions and a shuffled model's latents, and are
-    better explained; differences are held against the low end of their interval over seeds."""
+    better explained; differences are judged by the lower of their intervals over seeds and documents."""
     f1, here = _f1(results, config), _shown(results)
     out = [
         _above(f"share of {here.sum()} labels whose best latent has a higher F1 than the best neuron of either sign",

@@ -11,7 +11,7 @@ latent clamped while the model writes: does it write more?
 import re
 import warnings
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from superpose.interp import steer
 from superpose.interp.steer import Change
 from superpose.train.progress import bar
 
+if TYPE_CHECKING:  # it leaves the SAEs that are read here
+    from experiments.lm import monosemantic  # noqa: F401
+
 LEAST = 20
 """Latents on at fewer tokens are left out."""
 CONTROLS = {"random": "random directions", "opposite": "the same direction, its sign turned",
@@ -38,6 +41,8 @@ def run(config, key, workdir):
     """``NAME_FIELD`` [latents, strengths, contexts] of ``steer.effects`` (one strength of controls and ablations), with
     ``tokens`` and ``documents`` [latents, contexts]; what latents of labels write."""
     check.whole(config, "tried", "contexts", "wanted", "samples", "tokens")
+    if config.patterns and not config.pushes:
+        raise ValueError("config.pushes must name a strength where config.patterns are written, such as (1.0,)")
     keys = jax.random.split(key, 4)
     texts, model = reading.model(config, keys[0], workdir)
     saes = reading.subject(config, model, texts, keys[1], workdir)
@@ -229,7 +234,7 @@ def draw(results, config):
 
 
 def _median(values, drawn, picks):
-    """Median over latents, its 95 % interval over latents and documents, and how many latents it is of.
+    """Median over latents, its 95 % interval over latents and documents, and of how many latents it is.
 
     Args:
         values: [latents]. drawn: [draws, latents], the same of documents drawn anew. NaN where there is no such number.
@@ -237,7 +242,8 @@ def _median(values, drawn, picks):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are NaN
         middle = np.nanmedian(np.take_along_axis(drawn, picks, 1), 1)
-        return float(np.nanmedian(values)), *np.nanpercentile(middle, (2.5, 97.5)), int(np.isfinite(values).sum())
+        mid = float(np.nanmedian(values))
+    return mid, *reading.over_draws(mid, middle), int(np.isfinite(values).sum())
 
 
 def _rank_correlation(a, b):
@@ -265,14 +271,14 @@ def claims(results, config):
         values = of(found)[0]
         mid, bottom, top, n = _median(values, of(again), picks)
         by_seed = np.array([np.nanmedian(values[results["seed"] == s]) for s in np.unique(results["seed"])])
-        seeds = reading.said(*reading.over_seeds(by_seed)[1:])
-        judged = ("", mid, near, "=") if near else (f" (low end of 95 % over {over})", float(bottom), 0.0, ">=")
-        what, measured, tolerance, relation = judged
-        out.append(Claim(
-            f"{text}: median over latents{what}", source, least, measured, tolerance, relation,
-            note=f"median {mid:.3f} of {n} latents, {reading.said(bottom, top, over)}; by seed "
-                 f"{', '.join(f'{v:.3f}' for v in by_seed)}, {seeds}" + (f"; {note}" if note else ""),
-        ))  # fmt: skip
+        seeds = reading.over_seeds(by_seed)
+        note = f"median {mid:.3f} of {n} latents, by seed {_list(by_seed)}" + f"; {note}" * bool(note)
+        text = f"{text}: median over latents"
+        if near:
+            note = f"{reading.said(*seeds[1:])}, {reading.said(bottom, top, over)}; {note}"
+            out.append(Claim(text, source, least, mid, near, "=", note=note))
+        else:
+            out.append(reading.above(text, source, least, seeds, (bottom, top), note, of=("seeds", over)))
 
     about = "the direct path says the same here" if same else (
         f"by the direct path {np.nanmedian(direct[0, :, one, 2]):.3f}"
@@ -293,12 +299,10 @@ def claims(results, config):
     )
     drawn = _rank_correlation(*(np.take_along_axis(again["feature"][part][:, :, one], picks, 1)
                                 for part in ("gradient_wanted", "wanted")))  # fmt: skip
-    bottom, top = np.nanpercentile(drawn, (2.5, 97.5)) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    out.append(Claim(
-        "rank correlation, over latents, of predicted and observed change of log p of their votes, push of 1 (low end "
-        f"of 95 % over {over})", "what a feature votes for", 0.7, float(bottom), 0.0, ">=",
-        note=f"{order:.3f}, {reading.said(bottom, top, over)}; by seed {', '.join(f'{v:.3f}' for v in by_seed)}, "
-             f"{reading.said(*reading.over_seeds(by_seed)[1:])}",
+    out.append(reading.above(
+        "rank correlation, over latents, of predicted and observed change of log p of their votes, push of 1",
+        "what a feature votes for", 0.7, reading.over_seeds(by_seed), reading.over_draws(float(order), drawn),
+        f"{order:.3f} over all latents, by seed {_list(by_seed)}", of=("seeds", over),
     ))  # fmt: skip
     median("dose-response: rank correlation of strength and log p of the votes", "monotonic", 0.9,
            lambda e: _rank_correlation(e["feature"]["wanted"], x))  # fmt: skip
@@ -310,24 +314,27 @@ def claims(results, config):
     return out
 
 
+def _list(values):
+    return ", ".join(f"{v:.3f}" for v in values)
+
+
 def _writes(results, config, i, name):
-    """The strength is chosen on one half of the samples of each SAE and scored on the other."""
+    """The strength is chosen on one half of the samples of each SAE and scored on the other; samples of the latent and
+    of the random direction are drawn with the same keys."""
     share, loss = results["written_share"][:, i], results["written_loss"][:, i]  # [SAEs, 2, strengths, samples]
     each = np.arange(len(share))
-    at = np.argmax(share[:, 0, :, ::2].mean(-1), -1)
+    at = 1 + np.argmax(share[:, 0, 1:, ::2].mean(-1), -1)  # the first is not steered
     half = share[..., 1::2] if share.shape[-1] > 1 else share
     ours, random = half[each, 0, at], half[each, 1, at]  # [SAEs, samples]
     seeds = reading.over_seeds((ours - random).mean(-1))
-    picks = np.random.default_rng(config.seed).integers(0, ours.shape[1], (2, 2000, *ours.shape))
-    drawn = [np.take_along_axis(values[None], picks[j], -1).mean(-1) for j, values in enumerate((ours, random))]
-    samples = reading.over_draws(seeds[0], (drawn[0] - drawn[1]).mean(-1))
+    picks = np.random.default_rng(config.seed).integers(0, ours.shape[1], (2000, *ours.shape))
+    samples = reading.over_draws(seeds[0], np.take_along_axis((ours - random)[None], picks, -1).mean((1, 2)))
     pushes = [0.0, *config.pushes]
     by = ", ".join(f"{v:.2f} at {pushes[j]:g}" for v, j in zip(ours.mean(-1), at, strict=True))
     return reading.above(
         f"{name}: share of the tokens written, its latent clamped, less that of the same push in a random "
         "direction, at the strength chosen on the other half of the samples", "steering", 0.2, seeds, samples,
-        note=f"not steered "
-             f"{share[:, 0, 0].mean():.2f}, clamped {ours.mean():.2f} (by SAE {by}), random {random.mean():.2f}; loss "
-             f"under the model that is not steered {loss[:, 0, 0].mean():.2f} and {loss[each, 0, at].mean():.2f} nats "
-             "a token", of=("SAEs", "samples"),
+        note=f"not steered {share[:, 0, 0].mean():.2f}, clamped {ours.mean():.2f} (by SAE {by}), random "
+             f"{random.mean():.2f}; loss under the model that is not steered {loss[:, 0, 0].mean():.2f} and "
+             f"{loss[each, 0, at].mean():.2f} nats a token", of=("SAEs", "samples"),
     )  # fmt: skip

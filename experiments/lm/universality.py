@@ -4,7 +4,7 @@ Activations need no common space: a latent is found again where another SAE has 
 Neurons of the two models stand beside, and chance: the same latents on other tokens.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import matplotlib.pyplot as plt
@@ -17,6 +17,9 @@ from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp import compare
 from superpose.sae import recovery
+
+if TYPE_CHECKING:  # it leaves the SAEs that are read here
+    from experiments.lm import monosemantic  # noqa: F401
 
 PAPER = "Towards Monosemanticity, universality"
 OTHERS = {"another seed": "#3f6fb5", "another kind": "#5a9e6f", "another model": "#b5533f"}
