@@ -845,6 +845,17 @@ def test_a_number_that_changes_with_the_amount_of_data_has_a_wider_interval():
     assert moved[2] - moved[0] == pytest.approx(stats.t.ppf(0.975, 9) * np.sqrt(0.9 * ((x + 3) ** 2).sum()))
 
 
+def test_what_is_written_is_always_of_a_latent_that_is_clamped():
+    """Also where the model writes most of it without: the strength is chosen among those that push."""
+    config = importlib.import_module("configs.lm.predictable").get_config("quick")
+    config.pushes = (1.0, 2.0)
+    share = np.zeros((3, 1, 2, 3, 8))
+    share[:, 0, 0] = np.array([0.5, 0.2, 0.1])[:, None]
+    claim = predictable._writes({"written_share": share, "written_loss": np.ones_like(share)}, config, 0, "comment")
+    assert "not steered 0.50, clamped 0.20 (by SAE 0.20 at 1, 0.20 at 1, 0.20 at 1), random 0.00" in claim.note
+    assert claim.measured == pytest.approx(0.2)
+
+
 def test_intervals_over_pairs_of_seeds():
     """Wider than pairs that share no seed would give: the jackknife over seeds."""
     pairs = np.array([(0, 1), (0, 2), (1, 2)])
