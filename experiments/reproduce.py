@@ -35,8 +35,15 @@ GROUPS = {
     "stories": ("lm/stories",),
 }  # fmt: skip
 """name -> configs, in the order in which they are run: the questions of "reading" read what "lm" leaves."""
-READ = {"lm/one_layer": "model", "lm/scripts": "model"} | {f"lm/monosemantic{v}": "export" for v in ("", ":scripts")}
-"""What others read in the work directory of some: they are made only where that is there, too."""
+READ = {
+    "lm/one_layer": ("model", ("monosemantic", "universality", "splitting", "predictable")),
+    "lm/scripts": ("model", ("monosemantic:scripts", "universality:scripts", "splitting:scripts",
+                             "predictable:scripts")),
+    "lm/monosemantic": ("export", ("universality", "predictable")),
+    "lm/monosemantic:scripts": ("export", ("universality:scripts", "predictable:scripts")),
+}  # fmt: skip
+"""What some leave in their work directories, and who reads it: where it is not there, they are made again while one of
+these is to be made."""
 ASKED = {"lm/stories": "stories260K.bin"}
 """Files that a user must bring; without them the figure is left out."""
 
@@ -78,11 +85,15 @@ def figure(config: str) -> Figure:
         state = "made by other code"
     elif not (about.get("drawn", True) and ledger.pictures(folder, [p.stem for p in folder.glob("*.json")])[name]):
         state = "not drawn"
-    elif config in READ and not Path("runs", name, READ[config]).exists():
+    elif (read := READ.get(config)) and not Path("runs", name, read[0]).exists() and not _all_made(read[1]):
         state = "its work directory is not here"
     else:
         state = "made"
     return Figure(config, name, state, seconds)
+
+
+def _all_made(configs: tuple[str, ...]) -> bool:
+    return all(figure(f"lm/{config}").state == "made" for config in configs)
 
 
 def stale(name: str, experiment: str) -> bool:

@@ -439,6 +439,17 @@ def test_code_of_our_experiments(experiment, counts, does_not, tmp_path, monkeyp
         (tmp_path / name).write_text(source)
 
 
+def test_who_reads_what_others_leave():
+    """READ names all that the configs say, and nothing else."""
+    found: dict[str, set] = {}
+    for config in (c for group in reproduce.GROUPS.values() for c in group):
+        path, _, variant = config.partition(":")
+        c = importlib.import_module("configs." + path.replace("/", ".")).get_config(variant)
+        for place in filter(None, (c.get("base"), c.get("saes"))):
+            found.setdefault(place, set()).add(config.removeprefix("lm/"))
+    assert found == {f"runs/{reproduce.figure(c).name}": set(names) for c, (_, names) in reproduce.READ.items()}
+
+
 def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):
     """Runs are called in order, in folders that only other code used anew; a failing one ends it with its status."""
     runs = []
@@ -463,6 +474,16 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     made("sweep", code="before")
     made("scripts")
     assert states() == ["made", "made by other code", "its work directory is not here", asked]
+    questions = [f"{name}_scripts" for name in ("monosemantic", "universality", "splitting", "predictable")]
+    for name in questions:
+        assert states()[2] == "its work directory is not here"
+        made(name)
+    assert states()[2] == "made"  # nobody is left to read it
+    assert reproduce.figure("lm/monosemantic:scripts").state == "made"
+    made("predictable_scripts", code="before")
+    assert states()[2] == "its work directory is not here"
+    assert reproduce.figure("lm/monosemantic:scripts").state == "its work directory is not here"
+    assert reproduce.figure("lm/splitting:scripts").state == "made"
     made("pentagon", config={"seed": 1})
     assert states()[0] == "made by another config"
     made("pentagon", drawn=False)
