@@ -63,41 +63,44 @@ def _apart(rows: np.ndarray, context: int, most: int) -> np.ndarray:
     return np.array(chosen, int)
 
 
-def examples(rows: np.ndarray, values: np.ndarray, keep: np.ndarray, context: int, seed: int, latent: int) -> Examples:
+def examples(rows: np.ndarray, values: np.ndarray, kept: np.ndarray, context: int, seed: int, latent: int) -> Examples:
     """Chooses what is shown of one latent.
 
     Args:
         rows, values: [n], where the latent is on and how much; rows ascend.
-        keep: [N], tokens that were not left out.
+        kept: rows of the tokens that were not left out.
         context: tokens a context.
     """
     rng = np.random.default_rng([seed, latent])
     groups: list[tuple] = []
     parts: list[np.ndarray] = []
+    total = float(values.sum())
 
     def add(name: str, low: float, high: float, members: np.ndarray, chosen: np.ndarray) -> None:
         at = sum(map(len, parts))
         share = len(members) / max(len(values), 1)
-        mass = float(values[members].sum() / values.sum()) if len(members) else 0.0
+        mass = float(values[members].sum()) / total if len(members) else 0.0
         groups.append((name, low, high, share, mass, at, at + len(chosen)))
         parts.append(chosen)
 
     if len(rows):
-        order = np.argsort(-values, kind="stable")
+        most = min(20 * TOP, len(rows))
+        loud = np.flatnonzero(values >= np.partition(values, -most)[-most])  # no need to sort the others
+        order = loud[np.argsort(-values[loud], kind="stable")]
         top = float(values[order[0]])
-        largest = _apart(rows[order[: 20 * TOP]], context, TOP)
+        largest = _apart(rows[order[:most]], context, TOP)
         low = float(values[np.searchsorted(rows, largest)].min())
-        add("largest", low, top, order[: int((values >= low).sum())], largest)
+        add("largest", low, top, np.flatnonzero(values >= low), largest)
         place = np.clip((values / top * INTERVALS).astype(int), 0, INTERVALS - 1)
-        draw = np.lexsort((rng.random(len(rows)), place))
+        draw = np.argsort(place + rng.random(len(rows)))
         ends = np.searchsorted(place[draw], np.arange(INTERVALS + 1))
         for i in reversed(range(INTERVALS)):
             members = draw[ends[i] : ends[i + 1]]
             low, high = i / INTERVALS * top, (i + 1) / INTERVALS * top
             add(f"interval {INTERVALS - i}", low, high, members, rows[members[:EACH]])
         add("random", float(values.min()), top, np.arange(len(rows)), rng.choice(rows, min(OTHERS, len(rows)), False))
-    some = np.flatnonzero(keep)
-    silent = np.setdiff1d(rng.choice(some, min(len(some), 8 * OTHERS), False), rows, assume_unique=True)
+    some = rng.choice(kept, min(len(kept), 8 * OTHERS), False)
+    silent = some[_said(rows, values, some, 0, context)[:, 0] == 0]
     add("silent", 0.0, 0.0, np.zeros(0, int), rng.permutation(silent)[:OTHERS])
     found = np.concatenate(parts)
     _, first = np.unique(found, return_index=True)
@@ -269,6 +272,12 @@ def _decimals(x: np.ndarray, digits: int) -> list[list[float | None]]:
     return [[round(v, digits) + 0.0 if v == v else None for v in row] for row in x.astype(np.float64).tolist()]
 
 
+def _groups(e: Examples) -> list[list[Any]]:
+    """Of each group: name, lowest and highest activation, shares of tokens and of the sum, first and last example."""
+    numbers = _number([group[1:5] for group in e.groups])
+    return [[group[0], *row, *group[5:]] for group, row in zip(e.groups, numbers, strict=True)]
+
+
 def _histogram(values: np.ndarray) -> dict[str, Any]:
     """50 bins of equal width between the smallest and the largest value."""
     values = np.asarray(values, np.float64)
@@ -302,7 +311,7 @@ def records(
     F, C = subject.codes.latents, subject.contexts.tokens.shape[1]
     if bad := [int(j) for j in asked if not 0 <= j < F]:
         raise ValueError(f"the SAE has no latent {bad[0]}: they are 0 to {F - 1}")
-    keep = subject.tokens.keep
+    kept = np.flatnonzero(subject.tokens.keep)
     half = f"the half of the {subject.tokens.halves} that it was not chosen on"
     weights = np.asarray(subject.sae.W_dec[...], np.float32)
     try:
@@ -322,7 +331,7 @@ def records(
         for i, j in enumerate(some):
             where = slice(held.indptr[i], held.indptr[i + 1])
             rows, values = held.indices[where], held.data[where]
-            chosen.append((rows, values, examples(rows, values, keep, C, subject.seed, int(j))))
+            chosen.append((rows, values, examples(rows, values, kept, C, subject.seed, int(j))))
         effects = None
         if ablations is not None:
             every = np.concatenate([e.rows for _, _, e in chosen])
@@ -334,7 +343,7 @@ def records(
             part = None if effects is None else {k: v[at : at + len(e.rows)] for k, v in effects.items()}
             at += len(e.rows)
             record = _record(
-                subject, int(j), rows, values, e, part, int(keep.sum()), None if logits is None else logits[i],
+                subject, int(j), rows, values, e, part, len(kept), None if logits is None else logits[i],
                 None if close is None else tuple(part[i] for part in close),
             )  # fmt: skip
             record["why"] = {"text": str(why.text[i]), "kind": str(why.kind[i]), "of": half} | {
@@ -436,8 +445,7 @@ def _record(subject, j, rows, values, e, effects, tokens, logits, close) -> dict
             sum(bool(score[j, 0] >= subject.found) for _, score in subject.matches.values()),
             len(subject.matches),
         ]
-    out["groups"] = [[name, *_number((low, high, share, mass)), first, last]
-                     for name, low, high, share, mass, first, last in e.groups]  # fmt: skip
+    out["groups"] = _groups(e)
     context, place = np.divmod(e.rows, C)
     left = np.minimum(place, FAR)
     right = np.minimum(subject.contexts.lengths[context] - 1 - place, FAR)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from superpose.dashboard.records import _histogram, _number, examples
+from superpose.dashboard.records import _groups, _histogram, _number, examples
 from superpose.sae.model import SAE
 
 SHOWN = 24
@@ -57,7 +57,7 @@ def records(
     for j in latents:
         rows = np.flatnonzero(acts[:, j])
         values = acts[rows, j]
-        e = examples(rows, values, np.ones(len(x), bool), 1, seed, int(j))
+        e = examples(rows, values, np.arange(len(x)), 1, seed, int(j))
         order = np.argsort(-cosines[j], kind="stable")
         closest = int(order[0])
         true, said = features[:, closest] > 0, acts[:, j] > 0
@@ -85,8 +85,7 @@ def records(
                 "text": f"generator g{closest} is on", "f1": share(2 * tp, 2 * tp + fp + fn),
                 "precision": share(tp, tp + fn), "recall": share(tp, tp + fp), "auroc": None, "of": "all samples",
             },
-            "others": {}, "groups": [[name, *_number((low, high, share, mass)), first, last]
-                                     for name, low, high, share, mass, first, last in e.groups],
+            "others": {}, "groups": _groups(e),
             "examples": {
                 "context": e.rows.tolist(), "place": [0] * len(ids), "document": e.rows.tolist(), "at": at,
                 "again": e.again.astype(int).tolist(), "ids": ids,
