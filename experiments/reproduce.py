@@ -7,7 +7,7 @@
 
 A figure is made where figures/ holds its result by the same config and the same code, and its picture. One that was
 stopped goes on when the same command is given again; what other code left in its work directory, and nothing could go
-on from, is deleted.
+on from, is deleted. One that ends with an error is named at the end, after the others.
 """
 
 import argparse
@@ -127,17 +127,23 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{f.config:32} {f.state:32} {_time(f.seconds) if f.seconds else ''}".rstrip())
         return 0
     clock = time.perf_counter()
+    failed: list[Figure] = []
     for i, f in enumerate(left):
         rest = sum(g.seconds for g in left[i:])
         spent = _time(time.perf_counter() - clock)
         print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
         again = f.state == "made" or stale(f.name, f.config.split(":")[0].replace("/", "."))
         code = subprocess.call([sys.executable, "-m", "experiments.run", f.flag, *(["--restart"] if again else [])])
-        if code:
+        if code == 1:
+            failed.append(f)
+        elif code:
             print(f"{f.config} ended with {code}; the same command goes on from here", file=sys.stderr)
             return code if code > 0 else 128 - code
     print()
-    return ledger.main([])
+    wrong = ledger.main([])
+    for f in failed:
+        print(f"not made: {f.config}; python -m experiments.run {f.flag} says why", file=sys.stderr)
+    return 1 if failed else wrong
 
 
 if __name__ == "__main__":

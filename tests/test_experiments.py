@@ -451,7 +451,8 @@ def test_who_reads_what_others_leave():
 
 
 def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):
-    """Runs are called in order, in folders that only other code used anew; a failing one ends it with its status."""
+    """Runs are called in order, in folders that only other code used anew; a failing one is named last, a stopped one
+    ends it with its status."""
     runs = []
     monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or 0)
     monkeypatch.setattr(reproduce.ledger, "main", lambda argv: 0)
@@ -514,6 +515,14 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     runs.clear()
     assert reproduce.main([]) == 137
     assert len(runs) == 1
+    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or int("sweep" in words[3]))
+    runs.clear()
+    capsys.readouterr()
+    assert reproduce.main([]) == 1
+    assert len(runs) == 2
+    assert capsys.readouterr().err == (
+        "not made: toy/sweep; python -m experiments.run --config=configs/toy/sweep.py says why\n"
+    )
     with pytest.raises(SystemExit):
         reproduce.main(["c"])
     assert "there is no group 'c': choose from a, b" in capsys.readouterr().err
