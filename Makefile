@@ -74,10 +74,10 @@ reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on
 reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two and a half hours)
 	$(PY) -m experiments.reproduce lm --anew
 
-reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm (an hour for one, an hour and a half for the other on 2 cores)
+reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm, which comes first (an hour for one, an hour and a half for the other on 2 cores)
 	$(PY) -m experiments.reproduce reading --anew
 
-reproduce-stories: $(READY) ## the same for llama2.c's stories260K.bin, which lies here with tok512.bin
+reproduce-stories: $(READY) ## the same for llama2.c's model: put stories260K.bin and tok512.bin here first
 	$(PY) -m experiments.reproduce stories --anew
 
 reproduce-all: $(READY) ## every figure that is not made by this config and this code (about six and a half hours on 2 cores)

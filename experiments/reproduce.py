@@ -5,9 +5,10 @@
     python -m experiments.reproduce --list       (what is made, what is not, and how long each took)
     python -m experiments.reproduce toy --anew   (whether they are made or not)
 
-A figure is made where figures/ holds its result by the same config and the same code, and its picture. One that was
-stopped goes on when the same command is given again; what other code left in its work directory, and nothing could go
-on from, is deleted. One that ends with an error is named at the end, after the others.
+A figure is made where figures/ holds its result by the same config and the same code, and its picture. A command that
+was stopped goes on when it is given again, also with --anew; what another config or other code left in a figure's work
+directory, and nothing could go on from, is deleted. A figure that ends with an error is named at the end, after the
+others.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import ledger, results
+from superpose.train.checkpoint import write_atomically
 
 GROUPS = {
     "main": ("toy/superposition_demo", "toy/superposition_demo:rescaled", "toy/pentagon", "toy/phase_diagram",
@@ -47,6 +49,9 @@ these is to be made."""
 ASKED = {"lm/stories": "stories260K.bin"}
 """Files that a user must bring; without them the figure is left out."""
 
+ANEW = Path("runs", "anew.json")
+"""What a command with --anew that is not at its end has made, and the figure that it had begun."""
+
 
 class Figure(NamedTuple):
     """One config, its run's name, the state of its figure, and the seconds that its result took (0: there is none)."""
@@ -66,7 +71,6 @@ def figure(config: str) -> Figure:
     """Where a figure stands: "made", "not made", "not drawn", "made by another config", "... by other code", "left
     out"."""
     path, _, variant = config.partition(":")
-    module = importlib.import_module("configs." + path.replace("/", "."))
     name = path.split("/")[-1] + (f"_{variant}" if variant else "")
     folder = results.ROOT / "figures"
     try:
@@ -74,7 +78,7 @@ def figure(config: str) -> Figure:
         seconds = 0.0 if about.get("resumed") else float(about["seconds"])  # of the last part of a run alone
     except results.ResultError:
         about, seconds = None, 0.0
-    asked, wanted = ASKED.get(config), results.plain(module.get_config(variant))
+    asked, wanted = ASKED.get(config), results.plain(_config(config))
     if asked and not Path(asked).exists():
         state = f"left out: {asked} is not here"
     elif about is None:
@@ -96,13 +100,26 @@ def _all_made(configs: tuple[str, ...]) -> bool:
     return all(figure(f"lm/{config}").state == "made" for config in configs)
 
 
-def stale(name: str, experiment: str) -> bool:
-    """Whether a work directory holds a run of other code, which this one can't go on from."""
+def stale(f: Figure) -> bool:
+    """Whether a work directory holds a run of another config or other code, which this one can't go on from."""
+    found = _json(Path("runs", f.name, "config.json"))
+    return bool(found) and (found.get("config"), found.get("code")) != (
+        results.plain(_config(f.config)),
+        results.code_fingerprint(f.config.split(":")[0].replace("/", ".")),
+    )
+
+
+def _json(path: Path) -> dict:
     try:
-        found = json.loads(Path("runs", name, "config.json").read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("code") != results.code_fingerprint(experiment)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _config(config: str):
+    path, _, variant = config.partition(":")
+    return importlib.import_module("configs." + path.replace("/", ".")).get_config(variant)
 
 
 def _time(seconds: float) -> str:
@@ -118,7 +135,13 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [g for g in args.groups if g not in GROUPS]:
         parser.error(f"there is no group {unknown[0]!r}: choose from {', '.join(GROUPS)}")
     every = [figure(config) for group in args.groups or GROUPS for config in GROUPS[group]]
-    left = [f for f in every if not f.state.startswith("left out") and (args.anew or f.state != "made")]
+    before = _json(ANEW) if args.anew else {}
+    begun, done = ("", []) if before.get("groups") != args.groups else (before["begun"], before["done"])
+    left = [
+        f
+        for f in every
+        if not f.state.startswith("left out") and (f.state != "made" or (args.anew and f.config not in done))
+    ]
     known = sum(f.seconds for f in left)
     say = f"{sum(f.state == 'made' for f in every)} of {len(every)} figures are made; {len(left)} to make"
     print(say + (f", about {_time(known)} by their last runs" if known else ""), flush=True)
@@ -126,19 +149,29 @@ def main(argv: list[str] | None = None) -> int:
         for f in every:
             print(f"{f.config:32} {f.state:32} {_time(f.seconds) if f.seconds else ''}".rstrip())
         return 0
+    for f in every:
+        if f.state.startswith("left out"):
+            print(f"{f.config}: {f.state}", flush=True)
     clock = time.perf_counter()
     failed: list[Figure] = []
     for i, f in enumerate(left):
         rest = sum(g.seconds for g in left[i:])
         spent = _time(time.perf_counter() - clock)
         print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
-        again = f.state == "made" or stale(f.name, f.config.split(":")[0].replace("/", "."))
+        again = stale(f) or (f.state == "made" and f.config != begun)
+        if args.anew:
+            ANEW.parent.mkdir(exist_ok=True)
+            write_atomically(ANEW, json.dumps({"groups": args.groups, "begun": f.config, "done": done}).encode())
         code = subprocess.call([sys.executable, "-m", "experiments.run", f.flag, *(["--restart"] if again else [])])
         if code == 1:
             failed.append(f)
         elif code:
             print(f"{f.config} ended with {code}; the same command goes on from here", file=sys.stderr)
             return code if code > 0 else 128 - code
+        else:
+            done.append(f.config)
+    if args.anew:
+        ANEW.unlink(missing_ok=True)
     print()
     wrong = ledger.main([])
     for f in failed:

@@ -502,19 +502,42 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     assert "2 of 4 figures are made; 1 to make, about 2 min by their last runs" in said
     assert not runs
     (tmp_path / "runs" / "sweep").mkdir()
-    (tmp_path / "runs" / "sweep" / "config.json").write_text('{"code": "before"}')
+    mine = results.plain(importlib.import_module("configs.toy.sweep").get_config())
+    held = lambda code="now", **changes: json.dumps({"code": code, "config": mine | changes})  # noqa: E731
+    (tmp_path / "runs" / "sweep" / "config.json").write_text(held("before"))
     (tmp_path / "stories260K.bin").write_bytes(b"")
     assert reproduce.main([]) == 0
     assert runs == [["--config=configs/toy/sweep.py", "--restart"], ["--config=configs/lm/stories.py"]]
     assert "[1/2] toy/sweep: made by other code; 0 s so far, about 2 min to go" in capsys.readouterr().out
-    (tmp_path / "runs" / "sweep" / "config.json").write_text('{"code": "now"}')
+    assert f"lm/stories: {asked}" not in capsys.readouterr().out
+    (tmp_path / "runs" / "sweep" / "config.json").write_text(held(seed=1))
+    runs.clear()
+    assert reproduce.main(["a"]) == 0
+    assert runs == [["--config=configs/toy/sweep.py", "--restart"]]
+    (tmp_path / "runs" / "sweep" / "config.json").write_text(held())
     runs.clear()
     assert reproduce.main(["a", "--anew"]) == 0
     assert runs == [["--config=configs/toy/pentagon.py", "--restart"], ["--config=configs/toy/sweep.py"]]
+    made("sweep")
+    runs.clear()
+    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9 * (len(runs) == 2))
+    assert reproduce.main(["a", "--anew"]) == 137
+    assert reproduce.main(["a", "--anew"]) == 0  # goes on with the second, and leaves the first, which it has made
+    both = [["--config=configs/toy/pentagon.py", "--restart"], ["--config=configs/toy/sweep.py", "--restart"]]
+    assert runs == [*both, ["--config=configs/toy/sweep.py"]]
+    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or 0)
+    runs.clear()
+    assert reproduce.main(["a", "--anew"]) == 0
+    assert runs == both
+    made("sweep", code="before")
+    (tmp_path / "stories260K.bin").unlink()
     monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9)
     runs.clear()
+    capsys.readouterr()
     assert reproduce.main([]) == 137
     assert len(runs) == 1
+    assert f"lm/stories: {asked}\n" in capsys.readouterr().out
+    (tmp_path / "stories260K.bin").write_bytes(b"")
     monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or int("sweep" in words[3]))
     runs.clear()
     capsys.readouterr()
