@@ -276,7 +276,7 @@ def test_quick_keeps_its_claims(name, tmp_path):
         ),
         ("scaling", ("strong: share", "weak: loss over", "weak: norms")),
         ("monosemantic_engineering", ("control: before", "decoder: share", "decoder: more neurons")),
-        ("memorization", ("largest T: features", "largest T: median", "double descent: the same less")),
+        ("memorization", ("largest T: features", "double descent: the same less")),
         ("absolute_value", ("3 features, 6 neurons: mono", "the same: features with", "sparsest: share of mono")),
     ],
 )

@@ -1,8 +1,8 @@
 """How models get there: jumps between energy levels, and the transformations of two sets (TMS, "Learning Dynamics").
 
 Claim: the dimensionality of each feature settles on a level, 1/2 (a digon) or 0 (not represented), and features change
-places within a short time, in which the loss falls; two sets of three correlated features first form two bundles, which
-then part and open into an octahedron.
+places within a short time, in which the loss falls; two sets of three correlated features form two bundles, which
+part, open into triangles and rotate into an octahedron (here they stop on the way: see REPRODUCTION.md).
 Command: python -m experiments.run --config=configs/toy/dynamics.py   (also :quick)
 Expected: levels 0 and 1/2; three antipodal pairs, each of one feature of both sets. Time: see REPRODUCTION.md.
 The paper gives neither sizes nor sparsity of the first model, nor density and rate of the second. It picks its runs;

@@ -27,7 +27,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.densities = 100  # 1-S, log-spaced from 1 to ``sparsest``
     c.sparsest = 0.05
     c.graphs = (1.7, 2.0, 3.0, 4.0, 4.5, 5.0)  # 1/(1-S) of the models whose graphs are drawn
-    c.edge = 0.2  # overlap |W_i . W_j| above which two features are connected
+    c.edge = 0.2  # overlap |W_i . W_j| above which two features are connected; by 0.1 as by 0.2, but for the sparsest
+    # graph drawn, of which 0.1 leaves two components
     c.expectation = "monte_carlo"  # row of worlds.expect.EXPECTATIONS; hardly a sample is silent here
     c.batch = 1024  # columns per step
     c.steps = 6500

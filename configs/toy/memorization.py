@@ -34,13 +34,13 @@ def get_config(variant: str = "") -> ConfigDict:
     c.rates = (1.0, 3.0, 10.0)  # learning rates, over the recipe's
     c.seeds = 2  # models for each T and rate; that of the lowest training loss is kept
     c.test = 4000  # new examples
-    c.steps = 12_000
-    c.log_every = 1500  # steps per chunk
+    c.steps = 10_000
+    c.log_every = 1000  # steps per chunk
     c.recipe = recipe(
         optimizer="adamw",
         lr=1e-3,
         weight_decay=1e-2,
-        warmup=600,
+        warmup=500,
         schedule="cosine",  # to zero
     )
     if variant == "quick":

@@ -4,7 +4,9 @@ Claim: adding lambda times the mean of ||h||_1 to the loss leads to solutions wi
 higher loss: with more weight, features that shared neurons are given up.
 Command: python -m experiments.run --config=configs/toy/sparse_hidden.py   (also :quick)
 Expected: no represented feature shares a neuron at the largest weight. Time: see REPRODUCTION.md.
-The paper shows no figure of it and gives no weight; the model is that of "Superposition in a Privileged Basis".
+The figure's other axis is ||max(W, 0)||_F^2 / m, not ||W||_F^2 / m: weights below 0 keep a ReLU neuron off and may be
+as long as they like (both stand in the claims). The paper shows no figure of it and gives no weight; the model is that
+of "Superposition in a Privileged Basis".
 """
 
 from ml_collections import ConfigDict

@@ -182,6 +182,7 @@ def claims(results, config):
     for i, p in enumerate(config.trained_at):
         last = np.flatnonzero(share[i] > 0.05).max(initial=-1) + 1  # from here on none has more
         first = float(results["strengths"][last]) if last < share.shape[1] else float("nan")
+        here = min(int(last), share.shape[1] - 1)
         note = "in superposition, of represented, by strength: " + ", ".join(
             f"{s} of {k}" for s, k in zip(shared[i], kept[i], strict=True))  # fmt: skip
         out += [
@@ -190,5 +191,7 @@ def claims(results, config):
             Claim(f"trained under attack, 1-S = {p:g}: smallest attack from which on at most 0.05 of the features with "
                   f"norms above {KEPT:g} are in superposition", f"{SECTION}: 80 % of the input norm", 0.8, first, 0.25,
                   note=note),
+            Claim(f"the same, 1-S = {p:g}: features represented at that attack, over dimensions", "control: it is "
+                  "superposition that goes, not the features", 0.5, float(kept[i, here] / config.m), 0.0, ">="),
         ]  # fmt: skip
     return out

@@ -84,8 +84,8 @@ def _capacities(W):
 
 def draw(results, config):
     """Six pairs of marginal benefits; maps of two features in one dimension; many features in a few, by kurtosis."""
-    figure = plt.figure(figsize=(13.5, 12), dpi=105, layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[0.9, 1, 1], squeeze=False)[:, 0]
+    figure = plt.figure(figsize=(13.5, 14), dpi=105, layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[0.9, 1, 1.5], squeeze=False)[:, 0]
     C = np.linspace(0, 1, 200)
     for ax, (kurtosis, ratio) in zip(top.subplots(2, 3, sharex=True).T.ravel(), sorted(CASES), strict=True):
         ax.plot(C, capacity.marginal_benefit(C, 1.0, kurtosis), color=plot.COOL, label="feature 1")
@@ -94,7 +94,7 @@ def draw(results, config):
         best = capacity.allocation(np.array([1.0, ratio]), 1, kurtosis)[0]
         ax.plot(best, capacity.marginal_benefit(best, 1.0, kurtosis), "o", color=plot.WARM, ms=6, label="best")
         ax.set_title(rf"$\kappa$ = {kurtosis:g}, $v_2/v_1$ = {ratio:g}", fontsize=9)
-        ax.set(ylim=(0, None), xlim=(-0.03, 1.03))
+        ax.set(ylim=(0, 1.12 * ax.get_ylim()[1]), xlim=(-0.03, 1.03))
         plot.plain([ax])
     ax.legend(frameon=False, fontsize=7)
     top.supxlabel("capacity of feature 1", fontsize=9)
@@ -121,21 +121,21 @@ def draw(results, config):
         ax.set_title(says, fontsize=9)
     middle.colorbar(image, ax=middle.axes, label="capacity of feature 2", shrink=0.9)
     count = len(config.kurtosis)
-    for ax, kurtosis, got, best in zip(
-        np.atleast_1d(bottom.subplots(1, count, sharey=True)),
-        config.kurtosis,
-        results["C"],
-        results["best"],
-        strict=True,
-    ):
+    axes = bottom.subplots(2, count, sharey="row", squeeze=False, height_ratios=[1.35, 1])
+    for square, W in zip(axes[1], results["W"], strict=True):
+        image = square.imshow(W @ W.T / np.square(W).sum(1).max(), cmap=plot.GRAM, vmin=-1, vmax=1)
+        square.set(xticks=[0, 5, 10, 15], yticks=[0, 5, 10, 15], xlabel="feature")
+    axes[1, 0].set_ylabel("feature")
+    bottom.colorbar(image, ax=axes[1], label=r"$W_i\cdot W_j$, largest 1", shrink=0.9)
+    for ax, kurtosis, got, best in zip(axes[0], config.kurtosis, results["C"], results["best"], strict=True):
         ax.bar(np.arange(config.n), got, 0.8, color=plot.COOL, alpha=0.8, label="trained")
         ax.step(np.arange(config.n + 1) - 0.5, np.append(best, best[-1]), where="post", color=plot.WARM, lw=1.3,
                 label="theory")  # fmt: skip
         ax.set_title(rf"$\kappa$ = {kurtosis:g}, sum {got.sum():.3f}", fontsize=9)
         ax.set_xlabel("feature")
         plot.plain([ax])
-    bottom.axes[0].set_ylabel("capacity")
-    bottom.axes[-1].legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("capacity")
+    axes[0, -1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"Capacity. Above and middle: two features, one dimension. Below: {config.n} features, {config.d} "
                     rf"dimensions, $v_i = {config.decay:g}^i$, quadratic neurons", fontsize=12)  # fmt: skip
     return {"": figure}

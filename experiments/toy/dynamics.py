@@ -1,4 +1,4 @@
-"""How models get there: features jump between energy levels, two sets open into an octahedron.
+"""How models get there: features jump between energy levels; bundles open into triangles, which rotate.
 
 TMS, "Learning Dynamics".
 """
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import optimize
 
 from experiments import check
 from experiments.ledger import Claim
@@ -17,6 +18,7 @@ from superpose import plot
 from superpose.toy import geometry
 from superpose.toy.models import grid, population
 from superpose.train.fit import fit
+from superpose.worlds import expect
 from superpose.worlds.sparse import sets
 
 LEVELS = 'TMS, Learning Dynamics: Discrete "Energy Level" Jumps'
@@ -29,6 +31,8 @@ JUMP, SETTLED = 0.15, 0.1
 """Change of a dimensionality that is a jump; share of training after which features have settled."""
 BUNDLE, PAIR = 0.95, -0.9
 """Cosine within a set above which it is a bundle, and W_i . W_j below which two features are antipodes."""
+FINER = 6
+"""Nodes per feature by which solutions of the two sets are compared."""
 
 
 def run(config, key, workdir):
@@ -58,6 +62,7 @@ def run(config, key, workdir):
         W, loss = np.asarray(result.records), result.history["loss"]
         out |= {f"{name}_steps": result.record_steps} | (_levels(W, loss) if name == "levels" else _sets(W, loss, c))
     c = config.sets
+    out["sets_last_b"] = np.asarray(result.params["b"])
     if sum(c.sizes) == 2 * c.m:  # an octahedron from the start: where training takes it
         corners = jnp.concatenate([jnp.eye(c.m), -jnp.eye(c.m)])
         pop = population(
@@ -68,7 +73,22 @@ def run(config, key, workdir):
         result = fit(pop, steps=c.steps, key=jax.random.fold_in(key, 1), workdir=workdir / "octahedron",
                      log_every=c.steps, title="from an octahedron")  # fmt: skip
         out |= {"octahedron_W": np.asarray(result.params["W"]), "octahedron_loss": result.history["loss"][-1]}
+        fine = expect.expectation("quadrature", sets(c.sizes, "correlated"), FINER)(key, c.density)
+        W, b = (np.concatenate([out[f"sets_last{v}"], result.params[k]]) for v, k in (("", "W"), ("_b", "b")))
+        out["judged"] = np.array([_loss(*model, fine) for model in zip(W, b, strict=True)])
+        out["judged_octahedron"] = np.asarray(_octahedron(corners, fine))
     return out
+
+
+def _loss(W, b, batch):
+    x, w = (np.asarray(a, np.float64) for a in batch)
+    return float(np.square(x - np.maximum(W @ (W.T @ x) + np.reshape(b, (-1, 1)), 0)).sum(0) @ w)
+
+
+def _octahedron(corners, batch):
+    """The lowest loss of octahedra of any size and any one bias."""
+    corners = np.asarray(corners, np.float64)
+    return optimize.minimize(lambda v: _loss(v[0] * corners, v[1], batch), [1.0, 0.0], method="Nelder-Mead").fun
 
 
 def _levels(W, loss):
@@ -107,11 +127,17 @@ def _sets(W, loss, c):
     within, across = _cosines(W, c.sizes)
     bundled = (within.min(-1) > BUNDLE) & (np.square(W).sum((-2, -1)) > 1)
     opposed = np.where(bundled, across.mean(-1), np.inf).min(0)  # of each seed, where it has two bundles
+    tied = within.min(-1) > BUNDLE
+    together = np.where(tied, across.mean(-1), -np.inf).argmax(0)  # of each seed, the record at which sets are closest
+    seeds = np.arange(W.shape[1])
+    later = np.arange(len(W))[:, None] > together
+    parted = np.where(tied & later, across.mean(-1), np.inf).min(0)
     last = loss[-1]
     good = last <= 1.02 * last.min()
     chosen = int(np.lexsort((opposed, ~good))[0])
     return {"sets_W": W[:, chosen], "sets_loss": loss[:, chosen], "sets_last": W[-1], "sets_last_loss": last,
-            "sets_opposed": opposed, "sets_chosen": np.asarray(chosen)}  # fmt: skip
+            "sets_opposed": opposed, "sets_chosen": np.asarray(chosen),
+            "sets_together": across.mean(-1)[together, seeds], "sets_parted": parted}  # fmt: skip
 
 
 def _cosines(W, sizes):
@@ -121,6 +147,21 @@ def _cosines(W, sizes):
     same = owner[:, None] == owner[None]
     upper = np.triu(np.ones_like(same), 1)
     return C[..., same & upper], C[..., ~same & upper]
+
+
+def _triangles(W, sizes):
+    """Of two sets of three: gaps between neighbours around the axis that joins their centres [..., 6], and the angle
+    by which one is turned against the other [...], 0 in a prism and 60 in an antiprism, in degrees."""
+    parts = W[..., :3, :], W[..., 3:, :]
+    axis = parts[0].mean(-2) - parts[1].mean(-2)
+    axis = axis / np.maximum(np.linalg.norm(axis, axis=-1, keepdims=True), 1e-12)
+    e = np.cross(axis, np.eye(3)[np.abs(axis).argmin(-1)])
+    e = e / np.linalg.norm(e, axis=-1, keepdims=True)
+    angles = [np.degrees(np.arctan2(*((part * v[..., None, :]).sum(-1) for v in (np.cross(axis, e), e))))
+              for part in parts]  # fmt: skip
+    gaps = [np.diff(s := np.sort(a, -1), append=s[..., :1] + 360) for a in angles]
+    phase = [np.angle(np.exp(3j * np.radians(a)).sum(-1), deg=True) / 3 for a in angles]
+    return np.concatenate(gaps, -1), np.abs((phase[0] - phase[1] + 60) % 120 - 60)
 
 
 def _regimes(results, config):
@@ -165,10 +206,10 @@ def draw(results, config):
 
     steps, loss, W = results["sets_steps"], results["sets_loss"], results["sets_W"]
     ends = [0, *_regimes(results, config), len(W) - 1]
-    places = [(a + b) // 2 for a, b in pairwise(ends[:4])] + [len(W) - 1]
+    places = [ends[1] // 2, (ends[1] + ends[2]) // 2, ends[3], len(W) - 1]
     owner = np.repeat(np.arange(len(config.sets.sizes)), config.sets.sizes)
-    for j, (k, letter, said) in enumerate(zip(places, "ABCD", ("two bundles grow", "bundles part", "bundles open",
-                                                               "three antipodal pairs"), strict=True)):  # fmt: skip
+    says = ("two bundles grow", "they stay apart", "each opens (at its end)", "antipodes (at the end)")
+    for j, (k, letter, said) in enumerate(zip(places, "ABCD", says, strict=True)):
         ax = right.add_axes((0.02 + 0.245 * j, 0.5, 0.235, 0.4), projection="3d")
         reach = max(0.2, float(np.abs(W[k]).max()))
         for row, o in zip(W[k], owner, strict=True):
@@ -180,14 +221,32 @@ def draw(results, config):
         ax.set_box_aspect((1, 1, 1), zoom=1.05)
         ax.view_init(22, 35)
         ax.set_title(f"{letter}: {said}\nstep {steps[k]:,}, axes ±{reach:.2f}", fontsize=8.5)
-    ax = right.add_axes((0.09, 0.1, 0.88, 0.36))
-    ax.plot(steps[1:], loss, color=plot.WARM, lw=1.3)
+    ax = right.add_axes((0.09, 0.1, 0.81, 0.36))
+    ax.plot(steps[1:], loss, color="k", lw=1.3, label="loss")
+    far = int(ends[-1])
+    if tuple(config.sets.sizes) == (3, 3):
+        _, turned = _triangles(W, config.sets.sizes)
+        still = int(np.flatnonzero(np.abs(turned - turned[-1]) > 1).max(initial=0)) + 1
+        far = min(far, max(2 * ends[3], still + still // 6))
+        other = ax.twinx()
+        other.plot(steps[ends[3] :], turned[ends[3] :], color="0.5", ls="--", lw=1.2)
+        other.axhline(60, color="0.7", lw=0.8, ls=":")
+        other.set(ylim=(-2, 66), yticks=[0, 20, 40, 60])
+        other.set_ylabel("angle between triangles (degrees)\n0: a prism, 60: an octahedron", color="0.4", fontsize=9)
+        other.spines["top"].set_visible(False)
+        ax.plot([], [], color="0.5", ls="--", lw=1.2, label="angle between the triangles")
+    for o in range(len(config.sets.sizes)):
+        ax.plot([], [], color=(plot.WARM, plot.COOL)[o % 2], marker="o", ms=4, lw=1.6, label=f"above: set {o + 1}")
+    ax.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.9))
     for (a, b), letter, shade in zip(pairwise(ends), "ABCD", (0.97, 0.9, 0.97, 0.9), strict=True):
         ax.axvspan(steps[a], steps[b], color=str(shade), lw=0, zorder=0)
         if b > a:
-            ax.annotate(letter, ((steps[a] + steps[b]) / 2, 0.9), xycoords=("data", "axes fraction"), ha="center")
-    ax.plot(steps[places[:3]], loss[np.maximum(np.array(places[:3]) - 1, 0)], "o", ms=4, color="0.2")
-    ax.set(xlabel="step", ylabel="loss", xlim=(0, steps[-1]), ylim=(0, None))
+            ax.annotate(letter, ((steps[a] + steps[min(b, far)]) / 2, 1.02), xycoords=("data", "axes fraction"),
+                        ha="center")  # fmt: skip
+    shown = np.minimum(places, far)
+    ax.plot(steps[shown], loss[np.maximum(shown - 1, 0)], "o", ms=4, color="k")
+    ax.set(xlabel="step" if far == ends[-1] else f"step (of {steps[-1]:,}; nothing moves after these)", ylabel="loss",
+           xlim=(0, steps[far]), ylim=(0, None))  # fmt: skip
     c = config.sets
     right.suptitle(f"two sets of {' and '.join(map(str, c.sizes))} correlated features in {c.m} dimensions, $1-S$ = "
                    f"{c.density:g}", fontsize=10, y=0.945)  # fmt: skip
@@ -239,10 +298,25 @@ def claims(results, config):
     lowest = results["sets_last_loss"].min()
     note = f"of seeds within 0.1 % of the lowest loss: {_skew(ours, results['sets_last_loss'], owner)}"
     if "octahedron_W" in results:
-        loss = results["octahedron_loss"]
-        skew = _skew(results["octahedron_W"], loss, owner)
-        note += (f"; started from an octahedron, training leaves it for {skew} at a loss of {loss.min():.6f}, the "
-                 f"lowest of the others being {lowest:.6f}: it is no minimum here")  # fmt: skip
+        skew, finer = _skew(results["octahedron_W"], results["octahedron_loss"], owner), results["judged"]
+        note += (f"; started from an octahedron, training leaves it for {skew}; the loss by {FINER} nodes a feature is "
+                 f"{float(results['judged_octahedron']):.6f} for the best octahedron, {finer[len(ours) :].min():.6f} "
+                 f"for what was started from one, {finer[: len(ours)].min():.6f} for the others")  # fmt: skip
+    together, parted = results["sets_together"], results["sets_parted"]
+    joint = (together > BUNDLE) & (parted < 0.5)
+    middle_note = (f"of {len(cross)} seeds {int((results['sets_opposed'] < -0.5).sum())} have bundles so far apart; "
+                   "in the run drawn they are so from the first records")  # fmt: skip
+    shapes = []
+    if tuple(config.sets.sizes) == (3, 3):
+        gaps, turned = _triangles(W, config.sets.sizes)
+        shapes = [
+            Claim("sets, end of regime C: each is a triangle (gaps between neighbours, degrees)",
+                  SETS, [120.0] * 6, gaps[ends[2]], 15.0),
+            Claim("sets, regime D: triangles rotate from a prism, 0, into an antiprism, 60 (angle between them at its "
+                  "beginning and its end, degrees)", SETS, [0.0, 60.0], turned[[ends[2], -1]], 10.0,
+                  note="the loss falls by "
+                  f"{1 - results['sets_loss'][-1] / results['sets_loss'][min(ends[2], len(turned) - 2)]:.1%} in it"),
+        ]  # fmt: skip
     return [
         *out,
         Claim("sets: antipodes (W_i . W_j < -0.9) at the end, all of different sets", SETS, 3, len(joined)),
@@ -253,7 +327,12 @@ def claims(results, config):
         Claim("sets, regime B: smallest cosine within a set", SETS, BUNDLE, float(within.min()), 0.0, ">="),
         Claim("sets, regime B: mean cosine across sets", f"{SETS}: split apart along one axis", -0.5,
               float(across.mean()), 0.0, "<=",
-              note=f"of {len(cross)} seeds {int((results['sets_opposed'] < -0.5).sum())} have bundles so far apart"),
+              note=middle_note),
+        Claim("sets, regimes A and B: seeds whose bundles are together first (mean cosine across sets above "
+              f"{BUNDLE:g}) and then part to below 0.5", f"{SETS}: at first all features are together", 1,
+              int(joint.sum()), 0, ">=", note=f"of {len(joint)} seeds; they part to a mean cosine of "
+              + (f"{parted[joint].min():.2f} to {parted[joint].max():.2f} before they open" if joint.any() else "-")),
+        *shapes,
         Claim("sets: steps at which B, C and D begin rise", SETS, 1,
               int(np.diff(results["sets_steps"][[0, *ends]]).min()), 0, ">=",
               note=f"at {', '.join(str(s) for s in results['sets_steps'][ends])}"),

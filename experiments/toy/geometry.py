@@ -108,10 +108,12 @@ def draw(results, config):
     for k, i in enumerate(results["drawn"]):
         ax = figure.add_subplot(graphs[k])
         W, parts, names = _graph(results["W"][k].astype(np.float32), config)
-        D = np.asarray(geometry.dimensionality(jnp.asarray(results["W"][k], jnp.float32)))
-        D = D[np.linalg.norm(results["W"][k].astype(np.float32), axis=1) > 0.5]
-        plot.shape_graph(ax, W, parts, D, LINES, config.edge)
         alone = _shapes(results["W"][k].astype(np.float32), config)[1]
+        line = np.full(len(W), -1.0)  # of no line
+        for part, name, own in zip(parts, names, alone, strict=True):
+            if own:
+                line[part] = geometry.SHAPES[name].shape[1] / len(geometry.SHAPES[name])
+        plot.shape_graph(ax, W, parts, line, LINES, config.edge)
         common = Counter(name for name, own in zip(names, alone, strict=True) if own).most_common(3)
         said = "\n".join([*(f"{count} × {name}" for name, count in common),
                           f"{len(names) - sum(c for _, c in common)} other components"])  # fmt: skip
@@ -122,8 +124,8 @@ def draw(results, config):
         f"{len(x)} densities", fontsize=13,
     )  # fmt: skip
     figure.text(
-        0.5, 0.947, "below: features as nodes, overlaps as edges, coloured by the line that their dimensionality is "
-        f"near (grey: none); edges where $|W_i\\cdot W_j|$ > {config.edge:g}; shapes named where their mean $D_i$ fits",
+        0.5, 0.947, f"below: features as nodes, overlaps $|W_i\\cdot W_j|$ > {config.edge:g} as edges, named and "
+        "coloured by their shape's line where their mean $D_i$ fits it (grey: others)",
         ha="center", fontsize=9, color="0.35",
     )  # fmt: skip
     return {"": figure}
@@ -147,7 +149,7 @@ def claims(results, config):
               "in"),
         Claim("plateau at 1/2: 1/(1-S) from which D* is below 0.55 (tolerance set after a run)", SECTION, 2.0,
               float(x[np.flatnonzero(per < 0.55)[0]]) if (per < 0.55).any() else float("nan"), 0.25),
-        Claim("plateau at 1/2: flat, largest |slope| of D* in log 1/(1-S) there over the slope of the drop before",
+        Claim("plateau at 1/2: flat, |slope| of D* in log 1/(1-S) from 2.1 to 2.9 over that of the drop from 1.5 to 2",
               SECTION, 0.35, _slope(x, per, 2.1, 2.9) / _slope(x, per, 1.5, 2.0), 0.0, "<="),
         Claim("1/(1-S) at which D* is halfway between 1 and 1/2", "derived: p/3 - p^2/4 = p^2/3 at p = 4/7", 1.75,
               change, 0.15),
@@ -160,23 +162,33 @@ def claims(results, config):
         i = _nearest(results["densities"], at)
         out.append(Claim(f"D* at 1/(1-S) = {at:g}", SMALL, value, float(per[i]), 0.05))
     values = D[kept & (x < 6)[:, None]]
-    count = lambda centre: float(((values > centre - 0.01) & (values < centre + 0.01)).sum())  # noqa: E731
+    count = lambda centre, width=0.01: float((np.abs(values - centre) < width).sum())  # noqa: E731
     between = {
         a: (LINES[a] + LINES[b]) / 2 for a, b in (("3/4", "2/3"), ("2/3", "1/2"), ("2/5", "1/2"), ("3/8", "2/5"))
     }
     digon, below = count(0.5), ((values > 0.69) & (values < 0.74)).sum()
-    near = (
-        f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4: the graphs show such "
-        "ones alone, components of one feature, on which many small rows lean a little"
-    )
+    near = f"{below} features lie between 0.69 and 0.74, {count(0.75):.0f} within 0.01 of 3/4; {_lone(results, config)}"
+    half = {name: min(0.01, abs(LINES[name] - middle) / 2) for name, middle in between.items()}
+    places = np.broadcast_to(x[:, None], D.shape)[kept & (x < 6)[:, None]]
+    order = [
+        float(np.median(places[np.abs(values - LINES[a]) < half.get(a, 0.01)]))
+        if (np.abs(values - LINES[a]) < half.get(a, 0.01)).any()
+        else float("nan")
+        for a in ("2/3", "1/2", "2/5", "3/8")
+    ]
     out += [
         Claim("1/2 is the most frequent dimensionality (its share of all features with ||W_i|| > 0.5 and 1/(1-S) < 6, "
               "over the share of the next most frequent of 50 bins that does not touch it)", SECTION, 1.0,
               digon / max(1.0, _next(values)), 0.0, ">="),
-        *(Claim(f"features near {name}: those within 0.01 of it, over those within 0.01 of the middle between it and "
-                "the next line towards 1/2", SECTION, 1.5, count(LINES[name]) / max(1.0, count(middle)), 0.0, ">=",
-                note=near if name == "3/4" else f"{count(LINES[name]):.0f} and {count(middle):.0f}")
+        *(Claim(f"features near {name}: those within {half[name]:g} of it, over those as near to the middle between it "
+                "and the next line towards 1/2", SECTION, 1.5,
+                count(LINES[name], half[name]) / max(1.0, count(middle, half[name])), 0.0, ">=",
+                note=near if name == "3/4" else f"{count(LINES[name], half[name]):.0f} and "
+                f"{count(middle, half[name]):.0f}")
           for name, middle in between.items()),
+        Claim("features near 2/3, 1/2, 2/5, 3/8 are found in this order as density falls (median 1/(1-S), smallest "
+              "ratio of neighbours)", SECTION, 1.0, float(np.exp(np.diff(np.log(order)).min())), 0.0, ">=",
+              note=", ".join(f"{v:.2f}" for v in order)),
     ]  # fmt: skip
     names = dict(zip(geometry.SHAPES, results["shapes"][(x > 1.2) & (x < 6)].sum(0).tolist(), strict=True))
     for name in ("digon", "triangle", "tetrahedron", "pentagon", "square antiprism"):
@@ -185,9 +197,24 @@ def claims(results, config):
                          "1.2 < 1/(1-S) < 6 (how many)", SECTION, 1, own, 0, ">=",
                          note=f"{form} have the form, overlaps |W_i . W_j| above {config.edge:g} as edges"
                          + (f"; {near}" if name == "tetrahedron" else "")))  # fmt: skip
-    out.append(Claim("share of features not learned (D_i < 0.05) at the sparsest density", SECTION, [0.01, 0.9],
-                     float((D[-1] < 0.05).mean()), 0.0, "in"))  # fmt: skip
+    out.append(Claim("features not learned (D_i < 0.05) stay also at the sparsest density (share)", SECTION, 0.01,
+                     float((D[-1] < 0.05).mean()), 0.0, ">="))  # fmt: skip
     return out
+
+
+def _lone(results, config):
+    """In words, on what features between 2/3 and 3/4 lean, in the models drawn."""
+    edges, small = [], []
+    for W, D in zip(results["W"].astype(float), results["D"][results["drawn"]], strict=True):
+        norms, G = np.linalg.norm(W, axis=1), W @ W.T
+        np.fill_diagonal(G, 0)
+        some = np.flatnonzero((norms > 0.5) & (D > 0.69) & (D < 0.74))
+        edges += (np.abs(G[some]) > config.edge).sum(1).tolist()
+        small += (np.square(G[some])[:, norms <= 0.5].sum(1) / np.maximum(np.square(G[some]).sum(1), 1e-12)).tolist()
+    if not edges:
+        return "in the models drawn there is none"
+    return (f"in the models drawn {edges.count(0)} of {len(edges)} such ones have no edge, and {np.median(small):.0%} "
+            "(median) of their squared overlaps are with rows of norm below 0.5")  # fmt: skip
 
 
 def _slope(x, y, low, high):

@@ -189,7 +189,11 @@ def draw(results, config):
     ax.set_xticks(np.arange(len(T)) + 0.5, [f"{t:,}" for t in T], rotation=90, fontsize=8)
     ax.set_yticks(np.arange(len(config.dimensions)) + 0.5, [str(m) for m in config.dimensions])
     ax.set(xlabel="training examples T", ylabel="hidden dimensions m", title="loss on new examples, one model each")
-    right.colorbar(image, ax=ax)
+    right.colorbar(image, ax=ax, label="loss on new examples, sum over features")
+    below = T[results["train"].min(1) < 0.01]
+    if below.size:
+        lower.annotate(f"training loss below 0.01 up to T = {below[-1]}", (0.01, 0.03), xycoords="axes fraction",
+                       fontsize=8, color="0.4")  # fmt: skip
     figure.suptitle(f"Memorising examples, then representing features: {config.n:,} features, $1-S$ = "
                     f"{config.density:g}, {config.m} hidden dimensions", fontsize=13)  # fmt: skip
     return {"": figure}
@@ -228,7 +232,6 @@ def claims(results, config):
               note=f"{2 / max(1, int(sizes[-1])):.3f} is that of a polygon of {int(sizes[-1])}: it has other corners"),
         Claim("largest T: mean dimensionality of these k, times k / 2", "derived: a tight frame (claimed after a run)",
               1.0, float(D[-1][kept[-1]].mean()) * int(sizes[-1]) / 2, 0.05),
-        Claim("largest T: median dimensionality of examples", PAPER, 0.0, float(examples[-1]), 0.01),
         Claim(f"T from {T[middle[0]]} to {T[middle[-1]]}: neither (largest dimensionality of a feature and median of "
               "examples, the larger of both, largest over T)", PAPER, 0.3,
               float(np.maximum(low, examples[middle]).max()), 0.0, "<="),

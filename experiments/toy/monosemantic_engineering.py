@@ -178,8 +178,9 @@ def draw(results, config):
         )
         ax.set(
             xlabel="feature, ordered by the neuron that it drives the most",
-            title=f"{name}: {config.swept} neurons, {config.tasks[0]}",
         )
+        ax.set_title(f"{name}: {config.swept} neurons, {config.tasks[0]}, {int((acts.max(1) <= 0).sum())} never on",
+                     fontsize=10)  # fmt: skip
     bottom.axes[0].set_ylabel("neuron, those of one feature first")
     bottom.colorbar(image, ax=bottom.axes, label="activation by one feature alone, at 1", shrink=0.9)
     figure.suptitle(f"Engineering monosemanticity: {config.n} features, a fixed projection to {config.m} dimensions, "
@@ -207,8 +208,9 @@ def claims(results, config):
                   note=f"numbers {by_k(share[t, 1] * k)}"),
         ]  # fmt: skip
     if len(config.rates) > 1:
-        rate, cost = results["rate_share"].mean(-1)[0], results["rate_loss"].mean(-1)[0]
-        by = "; ".join(f"{lr:g}: {a:.3f}, loss {b:.3f}" for lr, a, b in zip(config.rates, rate, cost, strict=True))
-        text = "higher learning rates, more monosemantic neurons: share at the highest less that at the lowest, from 0"
-        out.append(Claim(text, PAPER, 0.0, float(rate[-1] - rate[0]), 0.0, ">=", note=by))
+        for s, start in enumerate((0.0, config.bias)):
+            rate, cost = results["rate_share"].mean(-1)[s], results["rate_loss"].mean(-1)[s]
+            by = "; ".join(f"{lr:g}: {a:.3f}, loss {b:.3f}" for lr, a, b in zip(config.rates, rate, cost, strict=True))
+            text = "higher learning rates, more monosemantic neurons: share at the highest less that at the lowest"
+            out.append(Claim(f"{text}, from {start:g}", PAPER, 0.0, float(rate[-1] - rate[0]), 0.0, ">=", note=by))
     return out

@@ -138,10 +138,13 @@ def draw(results, config):
             axes[row, column].set_title(f"{name}: {what} of feature 1 varied", fontsize=10)
         ax = axes[row, 2]
         if what == "density":
-            kept = np.linalg.norm(results["random_W"][..., 0, :], axis=-1) > 0.5
-            for has, colour, label in ((True, plot.WARM, "random starts that keep feature 1"),
-                                       (False, plot.COOL, "random starts that drop it")):  # fmt: skip
-                x, y = np.broadcast_to(relative[:, None], kept.shape)[kept == has], results["random_loss"][kept == has]
+            kept = np.linalg.norm(results["random_W"], axis=-1) > 0.5
+            which = np.where(kept.all(-1), "all", np.where(kept[..., 0], "other", "first"))
+            for name, colour, label in (("all", plot.WARM, "random starts that keep all"),
+                                        ("first", plot.COOL, "that drop feature 1"),
+                                        ("other", "0.45", "that drop another")):  # fmt: skip
+                x = np.broadcast_to(relative[:, None], which.shape)[which == name]
+                y = results["random_loss"][which == name]
                 ax.plot(x, y, "o", ms=6, mew=0.7, mfc="none", alpha=0.6, color=colour, label=label)
         plot.log_line(ax, relative, loss[:, PENTAGON], "pentagon")
         plot.log_line(ax, relative, loss[:, DIGONS], "two digons")
@@ -230,8 +233,8 @@ def claims(results, config):
         Claim("the losses cross where the varied feature is 2.5 times sparser", NON_UNIFORM, 1 / 2.5,
               cross[round(config.density, 6)], 0.05,
               note=f"exact losses cross at {1 / cross[round(config.density, 6)]:.1f} times sparser for 1-S = "
-              f"{config.density:g} and at 2.5 times for about 0.09; the paper's models are trained, and it does not "
-              "say from how many starts"),
+              f"{config.density:g} and at 2.5 times for about 0.09; the best of {config.seeds} "
+              "trained models here is as good as the better solution at every density (below)"),
         Claim("a crossing exists between 2 and 5 times sparser (relative density)", NON_UNIFORM, [0.2, 0.5],
               cross[round(config.density, 6)], 0.0, "in"),
     ]  # fmt: skip
@@ -261,13 +264,14 @@ def _importance(results, config, at):
     """What the paper's text says may be varied as well, and does not show: the same transition, the same stretch."""
     (loss,), relative = _kept(results, "importance"), results["relative"]
     W = results["importance_W"][0, :, PENTAGON]
+    gap = np.log(loss[:, DIGONS] / loss[:, PENTAGON])
+    at_all = np.isfinite(gap)
     cross = crossing(relative, loss[:, PENTAGON], loss[:, DIGONS])
     out = [
         Claim("importance varied: the losses cross, too (relative importance)", NON_UNIFORM, [0.2, 0.5], cross, 0.0,
               "in"),
-        Claim("importance varied: below the crossing digons are better, above it the pentagon (signs of the log of the "
-              "digons' loss over the pentagon's, smallest and largest)", NON_UNIFORM, [-1.0, 1.0],
-              np.sign([np.nanmin(gap := np.log(loss[:, DIGONS] / loss[:, PENTAGON])), np.nanmax(gap)])),
+        Claim("importance varied: below the crossing digons are better, above it the pentagon (share of importances)",
+              NON_UNIFORM, 1.0, float(np.mean((gap[at_all] > 0) == (relative[at_all] > cross)))),
     ]  # fmt: skip
     if {0.5, 1.0, 2.0} <= at.keys():
         angles = [_neighbours(W[at[r]]) for r in (0.5, 1.0, 2.0)]

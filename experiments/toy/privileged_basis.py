@@ -39,13 +39,22 @@ def run(config, key, workdir):
         got = toys.trained(pop, judge, config, k, workdir / hidden, seeds=seeds, batches=config.eval_batches,
                            of=("density", densities), title=f"{hidden} hidden layer")  # fmt: skip
         out |= {f"{hidden}_W": got.chosen("W"), f"{hidden}_b": got.chosen("b"), f"{hidden}_loss": got.loss}
+        if hidden == "relu":
+            W = got.params["W"]
+            out |= {"mono": monosemantic(W, config.mono).sum(-1).astype(np.int8), "kept": _kept(W).astype(np.int8)}
     return out
 
 
 def monosemantic(W, part):
-    """[m], whether a neuron has one feature alone: its second largest weight is below ``part`` of its largest one."""
-    size = np.sort(np.abs(W), axis=0)
-    return (size[-1] > 0.1) & (size[-2] < part * size[-1])
+    """Of W [..., n, m], for each neuron [..., m]: whether it has one feature alone, its second largest weight being
+    below ``part`` of its largest one."""
+    size = np.sort(np.abs(W), axis=-2)
+    return (size[..., -1, :] > 0.1) & (size[..., -2, :] < part * size[..., -1, :])
+
+
+def _kept(W):
+    """Features that are represented."""
+    return (np.linalg.norm(W, axis=-1) > 0.5).sum(-1)
 
 
 def _order(W, part):
@@ -75,7 +84,7 @@ def draw(results, config):
         W = W[:, _order(W, config.mono)]
         shared = np.asarray(geometry.superposition(jax.numpy.asarray(W)))
         plot.weights(ax, W)
-        mono, kept = int(monosemantic(W, config.mono).sum()), int((np.linalg.norm(W, axis=1) > 0.5).sum())
+        mono, kept = int(monosemantic(W, config.mono).sum()), int(_kept(W))
         ax.set_title(f"$1-S$ = {results['densities'][i]:g}\n{mono} monosemantic neurons\n{kept} features", fontsize=9)
         plot.neuron_bars(bars, W.T, shared)
         bars.set_xlabel("neuron", fontsize=8)
@@ -98,15 +107,21 @@ def claims(results, config):
     Ws, part = results["relu_W"], config.mono
     names = ", ".join(f"{p:g}" for p in results["densities"])
     mono = [int(monosemantic(W, part).sum()) for W in Ws]
-    kept = [int((np.linalg.norm(W, axis=1) > 0.5).sum()) for W in Ws]
+    kept = [int(_kept(W)) for W in Ws]
     loss = results["relu_loss"]
-    close = ("models within 1 % of the best one's loss, whose neurons are not kept: "
-             + ", ".join(map(str, (loss <= 1.01 * loss.min(1, keepdims=True)).sum(1).tolist())))  # fmt: skip
+    near = loss <= 1.01 * loss.min(1, keepdims=True)
+    close = {what: f"of models within 1 % of the best one's loss ({', '.join(map(str, near.sum(1).tolist()))} of "
+             f"{near.shape[1]}) from and to " + ", ".join(f"{v[k].min()} {v[k].max()}" for v, k in
+                                                         zip(results[what], near, strict=True))
+             + "; the lowest loss of one with the number expected, over the best: "
+             + ", ".join(f"{_lowest(row, v == want):.3f}" for row, v, want in
+                         zip(loss, results[what], wanted, strict=True))
+             for what, wanted in (("mono", config.expected_mono), ("kept", config.expected_features))}  # fmt: skip
     out = [
         Claim(f"monosemantic neurons of the best model at 1-S = {names}", SECTION, list(config.expected_mono), mono,
-              note=close),
+              note=close["mono"]),
         Claim(f"features of the best model at 1-S = {names}", f"{SECTION}; {COUNTED}", list(config.expected_features),
-              kept, note=close),
+              kept, note=close["kept"]),
         Claim("sparser: never more monosemantic neurons (largest rise)", SECTION, 0, int(np.diff(mono).max(initial=0)),
               0, "<="),
         Claim("sparser: never fewer features (smallest step)", SECTION, 0, int(np.diff(kept).min(initial=0)), 0, ">="),
@@ -133,3 +148,8 @@ def claims(results, config):
               int(monosemantic(results["linear_W"][0], part).sum()), 1),
     ]  # fmt: skip
     return out
+
+
+def _lowest(loss, some):
+    """The lowest loss of some models over that of all; NaN: there is none."""
+    return float(loss[some].min() / loss.min()) if some.any() else float("nan")
