@@ -235,8 +235,8 @@ def draw(results, config):
         other.set_ylabel("angle between triangles (degrees)\n0: a prism, 60: an octahedron", color="0.4", fontsize=9)
         other.spines["top"].set_visible(False)
         ax.plot([], [], color="0.5", ls="--", lw=1.2, label="angle between the triangles")
-    for o in range(len(config.sets.sizes)):
-        ax.plot([], [], color=(plot.WARM, plot.COOL)[o % 2], marker="o", ms=4, lw=1.6, label=f"above: set {o + 1}")
+    for one in range(len(config.sets.sizes)):
+        ax.plot([], [], color=(plot.WARM, plot.COOL)[one % 2], marker="o", ms=4, lw=1.6, label=f"above: set {one + 1}")
     ax.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.9))
     for (a, b), letter, shade in zip(pairwise(ends), "ABCD", (0.97, 0.9, 0.97, 0.9), strict=True):
         ax.axvspan(steps[a], steps[b], color=str(shade), lw=0, zorder=0)
