@@ -86,8 +86,8 @@ def run(config, key, workdir):
         each = np.square(x - np.maximum(w @ (w.T @ x) + v[:, None], 0)).sum(0, dtype=np.float64)
         drawn.append([each.mean(), each.std() / np.sqrt(DRAWS)])
     exact = error @ np.asarray(at(key, config.density).w, np.float64)
-    return {"drawn": np.column_stack([drawn, exact]), "densities": densities, "W": W, "b": b, "loss": terms.sum(-1), "terms": terms,
-            "given": given, "first": first, "benefit": benefit, "interference": interference}  # fmt: skip
+    return {"drawn": np.column_stack([drawn, exact]), "densities": densities, "W": W, "b": b,
+            "loss": terms.sum(-1), "terms": terms, "given": given, "first": first, "benefit": benefit, "interference": interference}  # fmt: skip
 
 
 def draw(results, config):
