@@ -87,7 +87,8 @@ def run(config, key, workdir):
         drawn.append([each.mean(), each.std() / np.sqrt(DRAWS)])
     exact = error @ np.asarray(at(key, config.density).w, np.float64)
     return {"drawn": np.column_stack([drawn, exact]), "densities": densities, "W": W, "b": b,
-            "loss": terms.sum(-1), "terms": terms, "given": given, "first": first, "benefit": benefit, "interference": interference}  # fmt: skip
+            "loss": terms.sum(-1), "terms": terms, "given": given, "first": first, "benefit": benefit,
+            "interference": interference}  # fmt: skip
 
 
 def draw(results, config):
