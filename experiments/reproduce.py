@@ -5,7 +5,8 @@
     python -m experiments.reproduce --list       (what is made, what is not, and how long each took)
     python -m experiments.reproduce toy --anew   (whether they are made or not)
 
-A figure is made where figures/ holds its result by the same config and the same code, and its picture. A command that
+A figure is made where figures/ holds its result by the same config and the same code, and its picture; where only the
+code that judges and draws is another, that is done again from the numbers. A command that
 was stopped goes on when it is given again, also with --anew; what another config or other code left in a figure's work
 directory, and nothing could go on from, is deleted. A figure that ends with an error is named at the end, after the
 others.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import ledger, results
+from experiments.fingerprint import DRAWING, code_fingerprint
 from superpose.train.checkpoint import write_atomically
 
 GROUPS = {
@@ -62,14 +64,24 @@ class Figure(NamedTuple):
     seconds: float
 
     @property
+    def redraws(self) -> bool:
+        """Whether its numbers stand, and only their picture and claims are of other code."""
+        return self.state == "drawn by other code"
+
+    @property
+    def cost(self) -> float:
+        """Seconds that making it takes, by its last run."""
+        return 0.0 if self.redraws else self.seconds
+
+    @property
     def flag(self) -> str:
         path, _, variant = self.config.partition(":")
         return f"--config=configs/{path}.py" + (f":{variant}" if variant else "")
 
 
 def figure(config: str) -> Figure:
-    """Where a figure stands: "made", "not made", "not drawn", "made by another config", "... by other code", "left
-    out"."""
+    """Where a figure stands: "made", "not made", "not drawn", "made by another config", "made by other code",
+    "drawn by other code", "left out"."""
     path, _, variant = config.partition(":")
     name = path.split("/")[-1] + (f"_{variant}" if variant else "")
     folder = results.ROOT / "figures"
@@ -85,19 +97,21 @@ def figure(config: str) -> Figure:
         state = "not made"
     elif about["config"] != wanted:
         state = "made by another config"
-    elif about["code"] != results.code_fingerprint(wanted["experiment"]):
+    elif about["code"] != code_fingerprint(wanted["experiment"]):
         state = "made by other code"
     elif not (about.get("drawn", True) and ledger.pictures(folder, [p.stem for p in folder.glob("*.json")])[name]):
         state = "not drawn"
     elif (read := READ.get(config)) and not Path("runs", name, read[0]).exists() and not _all_made(read[1]):
         state = "its work directory is not here"
+    elif about.get("drawing") != code_fingerprint(wanted["experiment"], DRAWING):
+        state = "drawn by other code"
     else:
         state = "made"
     return Figure(config, name, state, seconds)
 
 
 def _all_made(configs: tuple[str, ...]) -> bool:
-    return all(figure(f"lm/{config}").state == "made" for config in configs)
+    return all(figure(f"lm/{config}").state in ("made", "drawn by other code") for config in configs)
 
 
 def stale(f: Figure) -> bool:
@@ -105,7 +119,7 @@ def stale(f: Figure) -> bool:
     found = _json(Path("runs", f.name, "config.json"))
     return bool(found) and (found.get("config"), found.get("code")) != (
         results.plain(_config(f.config)),
-        results.code_fingerprint(f.config.split(":")[0].replace("/", ".")),
+        code_fingerprint(f.config.split(":")[0].replace("/", ".")),
     )
 
 
@@ -142,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         for f in every
         if not f.state.startswith("left out") and (f.state != "made" or (args.anew and f.config not in done))
     ]
-    known = sum(f.seconds for f in left)
+    known = sum(f.cost for f in left)
     say = f"{sum(f.state == 'made' for f in every)} of {len(every)} figures are made; {len(left)} to make"
     print(say + (f", about {_time(known)} by their last runs" if known else ""), flush=True)
     if args.list:
@@ -155,14 +169,16 @@ def main(argv: list[str] | None = None) -> int:
     clock = time.perf_counter()
     failed: list[Figure] = []
     for i, f in enumerate(left):
-        rest = sum(g.seconds for g in left[i:])
+        rest = sum(g.cost for g in left[i:])
         spent = _time(time.perf_counter() - clock)
         print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
-        again = stale(f) or (f.state == "made" and f.config != begun)
+        redraws = f.redraws and not args.anew
+        again = not redraws and (stale(f) or (f.state in ("made", "drawn by other code") and f.config != begun))
         if args.anew:
             ANEW.parent.mkdir(exist_ok=True)
             write_atomically(ANEW, json.dumps({"groups": args.groups, "begun": f.config, "done": done}).encode())
-        code = subprocess.call([sys.executable, "-m", "experiments.run", f.flag, *(["--restart"] if again else [])])
+        flags = [f.flag, *["--restart"] * again, *["--draw_only"] * redraws]
+        code = subprocess.call([sys.executable, "-m", "experiments.run", *flags])
         if code == 1:
             failed.append(f)
         elif code:

@@ -1,7 +1,5 @@
 """A result on disk: numbers (.npz) beside picture (.png) beside config, commit and claims (.json)."""
 
-import ast
-import functools
 import hashlib
 import io
 import json
@@ -16,8 +14,6 @@ from superpose.train.checkpoint import digest, write_all_atomically
 VERSION = 2
 """Of the layout of these files; a file of another version is refused."""
 ROOT = Path(__file__).parent.parent
-LAYOUT = ("superpose/plot.py", "experiments/ledger.py", "experiments/results.py")
-"""Sources that draw and write, and change no number."""
 
 
 class ResultError(RuntimeError):
@@ -28,39 +24,6 @@ def plain(config: Any) -> dict[str, Any]:
     """A ConfigDict as JSON would give it back (tuples are lists)."""
     found: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
     return found
-
-
-def code_fingerprint(experiment: str) -> str:
-    """SHA-256 (12 digits) over the sources that may make an experiment's numbers: the generator that its key is of, its
-    own, and those of this project that it imports, directly or through others."""
-    found: dict[str, bytes] = {}
-    left = ["superpose.worlds.prng", f"experiments.{experiment}"]
-    while left:
-        package = (module := left.pop()).rpartition(".")[0]
-        left += [package] * bool(package)
-        place = ROOT.joinpath(*module.split("."))
-        for path in (place.with_suffix(".py"), place / "__init__.py"):
-            name = path.relative_to(ROOT).as_posix()
-            if name in found or name in LAYOUT or not path.is_file():
-                continue
-            found[name] = path.read_bytes()
-            left += _imported(found[name])
-    h = hashlib.sha256()
-    for name in sorted(found):
-        h.update(name.encode() + found[name])
-    return h.hexdigest()[:12]
-
-
-@functools.cache
-def _imported(source: bytes) -> list[str]:
-    """Modules that a source names in its imports, and what it imports from them, which may be modules, too."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
 
 
 def commit() -> str:

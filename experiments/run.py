@@ -39,6 +39,7 @@ from ml_collections import config_flags  # noqa: E402
 matplotlib.use("Agg")
 
 from experiments import results  # noqa: E402
+from experiments.fingerprint import DRAWING, code_fingerprint  # noqa: E402
 from superpose.train.checkpoint import (  # noqa: E402
     Stopped,
     WorkdirError,
@@ -173,6 +174,13 @@ def _keep(base: Path, arrays: dict, about: dict, figures: Callable[[], dict]) ->
     results.save(base, arrays, about)
 
 
+def _tabulate(module, arrays: dict, config, base: Path) -> None:
+    for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
+        path = base.with_name(base.name + suffix).with_suffix(".csv")
+        write_atomically(path, text.encode())
+        print(f"table     {os.path.relpath(path)}")
+
+
 def execute(config, workdir: str | None, out: str | None, draw_only: bool, restart: bool, command: str) -> int:
     """Runs one experiment; returns the exit status (0 also when claims fail: they stand in the table as failing)."""
     module = importlib.import_module(f"experiments.{config.experiment}")
@@ -180,7 +188,8 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     home = Path(workdir) if workdir else Path("runs") / name
     official = untouched and config.variant != "quick"
     base = Path(out or ("figures" if official else home / "result")) / name
-    plain, code = results.plain(config), results.code_fingerprint(config.experiment)
+    plain, code = results.plain(config), code_fingerprint(config.experiment)
+    drawing = code_fingerprint(config.experiment, DRAWING)
 
     if draw_only:
         arrays, about = results.load(base)
@@ -197,7 +206,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
                 "and judged as they stand; run without --draw_only to make them anew"
             )
         kept = {k: v for k, v in about.items() if k not in ("version", "digest", "seal", "drawn")}
-        kept |= {"config": plain, "config_digest": _digest(plain), "judged": results.commit()}
+        kept |= {"config": plain, "config_digest": _digest(plain), "judged": results.commit(), "drawing": drawing}
         try:
             claims = [c.as_json() for c in module.claims(arrays, config)]
             figures = module.draw(arrays, config)
@@ -208,6 +217,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
                 f"{base}.npz was made by another version of the code and lacks {error}: run without --draw_only"
             ) from None
         _keep(base, arrays, {**kept, "claims": claims}, lambda: figures)
+        _tabulate(module, arrays, config, base)
         return 0
 
     if base.parent.exists() and not base.parent.is_dir():
@@ -230,6 +240,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         "config_digest": _digest(plain),
         "commit": results.commit(),
         "code": code,
+        "drawing": drawing,
         "seconds": round(seconds, 1),
         "resumed": resumed,
         "device": f"{cores} CPU cores" if device.platform == "cpu" else device.device_kind,
@@ -240,10 +251,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     if "digest" in arrays:
         about["corpus"] = str(arrays["digest"])
     _keep(base, arrays, about, lambda: module.draw(arrays, config))
-    for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
-        path = base.with_name(base.name + suffix).with_suffix(".csv")
-        write_atomically(path, text.encode())
-        print(f"table     {os.path.relpath(path)}")
+    _tabulate(module, arrays, config, base)
     print(f"numbers   {os.path.relpath(base)}.npz, .json")
     held = sum(c.holds for c in claims)
     if held < len(claims) and config.variant == "quick":

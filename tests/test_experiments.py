@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import ledger, reproduce, results
+from experiments import fingerprint, ledger, reproduce, results
 from experiments.ledger import Claim
 from superpose.train.checkpoint import WorkdirError
 from superpose.worlds import prng
@@ -388,29 +389,99 @@ def test_every_full_config_has_its_figure_and_its_group():
             assert (ROOT / "figures" / f"{name}{'' if variant == 'full' else '_' + variant}.json").exists()
 
 
-def test_code_of_an_experiment_is_what_it_imports(tmp_path, monkeypatch):
-    """Directly, through others, and inside functions; what draws, or is not imported, does not count."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    sources = {
-        "superpose/__init__.py": "", "superpose/a.py": "import numpy", "superpose/b.py": "", "superpose/plot.py": "",
-        "superpose/c/__init__.py": "", "superpose/c/d.py": "from superpose import b as other", "superpose/e.py": "",
-        "experiments/ledger.py": "from superpose import e", "experiments/shared.py": "import superpose.c.d",
-        "experiments/toy/one.py": "from experiments import ledger, shared\nfrom superpose.plot import line\n"
-                                  "def run():\n    from superpose.a import thing",
-        "experiments/toy/two.py": "",
-    }  # fmt: skip
+SOURCES = {
+    "superpose/__init__.py": """
+        import os
+        os.environ['A'] = 'start'
+    """,
+    "superpose/worlds/prng.py": "bits = 'generator'",
+    "superpose/a.py": """
+        def thing():
+            return 'local'
+        def other():
+            return 'idle'
+    """,
+    "superpose/b.py": """
+        from superpose.a import other
+        class Base:
+            x = 'base'
+        class Own(Base):
+            x = 'own'
+        def late():
+            return 'table'
+        TABLE = {}
+        TABLE['late'] = late
+        IDLE = {'unused': other}
+    """,
+    "superpose/plot.py": """
+        def line():
+            return 'pen'
+    """,
+    "experiments/toy/left.py": """
+        def run():
+            return 'leaves'
+        def draw():
+            return 'theirs'
+    """,
+    "experiments/toy/one.py": """
+        "said"
+        from experiments.toy import left
+        from superpose import b as things
+        from superpose.plot import line
+        def run(config):
+            "said"
+            from superpose import a
+            # said
+            '''
+            # 'data'
+            '''.split()
+            things.Own(), a.thing()
+            return _made(things.TABLE)
+        @cache('wrapped')
+        def _made(x):
+            return 'made'
+        def claims():
+            return 'judged'
+        def draw():
+            return line('drawn')
+    """,
+}
+
+
+def test_code_of_an_experiment_is_what_its_functions_use(tmp_path, monkeypatch):
+    """Directly, through others, tables, imports inside functions; documentation, and what is not used, don't count."""
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+    sources = {name: textwrap.dedent(text) for name, text in SOURCES.items()}
     for name, text in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    before, moves = results.code_fingerprint("toy.one"), set()
-    for name, text in sources.items():
-        (tmp_path / name).write_text(text + "\nx = 1")
-        if results.code_fingerprint("toy.one") != before:
-            moves.add(name)
-        (tmp_path / name).write_text(text)
-    assert moves == {"superpose/__init__.py", "superpose/a.py", "superpose/b.py", "superpose/c/__init__.py",
-                     "superpose/c/d.py", "experiments/shared.py", "experiments/toy/one.py"}  # fmt: skip
-    assert results.code_fingerprint("toy.one") == before
+    code = lambda *functions: fingerprint.code_fingerprint("toy.one", *functions)  # noqa: E731
+    before, moves, draws = (code(), code(fingerprint.DRAWING)), set(), set()
+    for word in sorted({word for text in sources.values() for word in re.findall(r"'\w+'|said", text)}):
+        for name, text in sources.items():
+            (tmp_path / name).write_text(text.replace(word, word[:-1] + "_" + word[-1]))
+        if code() != before[0]:
+            moves.add(word.strip("'"))
+        if code(fingerprint.DRAWING) != before[1]:
+            draws.add(word.strip("'"))
+        for name, text in sources.items():
+            (tmp_path / name).write_text(text)
+    assert moves == {
+        "A",
+        "start",
+        "generator",
+        "local",
+        "base",
+        "own",
+        "table",
+        "late",
+        "leaves",
+        "made",
+        "wrapped",
+        "data",
+    }
+    assert draws == {"A", "start", "judged", "pen", "drawn"}
+    assert (code(), code(fingerprint.DRAWING)) == before
 
 
 @pytest.mark.parametrize(
@@ -427,15 +498,15 @@ def test_code_of_an_experiment_is_what_it_imports(tmp_path, monkeypatch):
 )
 def test_code_of_our_experiments(experiment, counts, does_not, tmp_path, monkeypatch):
     """The generator, and what leaves the files that another one reads."""
-    before = results.code_fingerprint(experiment)
+    before = fingerprint.code_fingerprint(experiment)
     for folder in ("superpose", "experiments"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results.code_fingerprint(experiment) == before
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+    assert fingerprint.code_fingerprint(experiment) == before
     for name in counts + does_not:
         source = (tmp_path / name).read_text()
-        (tmp_path / name).write_text(source + "\nx = 1\n")
-        assert (results.code_fingerprint(experiment) != before) == (name in counts), name
+        (tmp_path / name).write_text(source + "\nprint()\n")
+        assert (fingerprint.code_fingerprint(experiment) != before) == (name in counts), name
         (tmp_path / name).write_text(source)
 
 
@@ -458,15 +529,15 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     monkeypatch.setattr(reproduce.ledger, "main", lambda argv: 0)
     monkeypatch.setattr(reproduce, "GROUPS", {"a": ("toy/pentagon", "toy/sweep"), "b": ("lm/scripts", "lm/stories")})
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(results, "code_fingerprint", lambda experiment: "now")
+    monkeypatch.setattr(reproduce, "code_fingerprint", lambda experiment, functions=(): "draws" if functions else "now")
     monkeypatch.chdir(tmp_path)
     states = lambda: [reproduce.figure(c).state for c in ("toy/pentagon", "toy/sweep", "lm/scripts", "lm/stories")]  # noqa: E731
 
     def made(name, code="now", **changes):
         config = results.load_about(ROOT / "figures" / f"{name}.json")["config"]
         (tmp_path / "figures").mkdir(exist_ok=True)
-        about = {"config": config | changes.pop("config", {}), "code": code, "seconds": 100.0, **changes}
-        results.save(tmp_path / "figures" / name, {"a": np.ones(2)}, about)
+        about = {"config": config | changes.pop("config", {}), "code": code, "drawing": "draws", "seconds": 100.0}
+        results.save(tmp_path / "figures" / name, {"a": np.ones(2)}, about | changes)
         (tmp_path / "figures" / f"{name}.png").touch()
 
     asked = "left out: stories260K.bin is not here"
@@ -494,6 +565,12 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     assert reproduce.figure("toy/pentagon").seconds == 0
     (tmp_path / "figures" / "pentagon.png").unlink()
     assert states()[0] == "not drawn"
+    made("pentagon", drawing="before")
+    assert states()[0] == "drawn by other code"
+    assert reproduce.main(["a"]) == 0
+    assert runs == [["--config=configs/toy/pentagon.py", "--draw_only"], ["--config=configs/toy/sweep.py"]]
+    assert "2 to make, about 2 min" in capsys.readouterr().out
+    runs.clear()
     made("pentagon")
     (tmp_path / "runs" / "scripts" / "model").mkdir(parents=True)
     assert states()[2] == "made"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import check, language, results
+from experiments import check, language
+from experiments.fingerprint import code_fingerprint
 from experiments.ledger import Claim
 from superpose import plot
 from superpose.interp.harvest import Choice, Harvest
@@ -55,7 +56,7 @@ def run(config, key, workdir):
     place = config.store or workdir / "store"
     facts = language.identity(config.model) | {
         "corpus": corpus.name, "corpus_digest": str(out["digest"]), "skipped": len(corpus.skipped), "bos": config.bos,
-        "code": results.code_fingerprint("lm.harvest"),
+        "code": code_fingerprint("lm.harvest"),
     }  # fmt: skip
     clock = time.perf_counter()
     harvest.save(place, facts, dtype=config.dtype, shard=config.shard, block=config.block)
