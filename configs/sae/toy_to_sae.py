@@ -4,7 +4,8 @@ Claim: an SAE on the hidden activations of the models of superposition_demo find
 (||W_i|| > 0.5) at every sparse density, as if the network were a projection of a larger one without superposition (TMS,
 "Superposition as a way to simulate larger sparse networks"); those that they do not represent stay absent.
 Command: python -m experiments.run --config=configs/sae/toy_to_sae.py   (also :quick)
-Expected: a decoder row at cosine > 0.9 to W_i and F1 > 0.8 for at least 9 in 10 represented features at 1-S <= 0.1.
+Expected: a decoder row at cosine > 0.9 to W_i and F1 > 0.8 for at least 9 in 10 represented features at 1-S <= 0.1
+(the directions are found there, F1 does not keep up everywhere: REPRODUCTION.md).
 Time: REPRODUCTION.md.
 """
 

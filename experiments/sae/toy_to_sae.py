@@ -21,11 +21,8 @@ from superpose.train.fit import Sampler
 from superpose.worlds import sparse
 
 TMS = "TMS, simulating larger networks"
-DENSE = "so many features are on at once that sparseness can't tell them apart; the claim is TMS's for sparse inputs"
-NEIGHBOURS = (
-    "directions that are not orthogonal (W_i . W_j of 0.1 and of -0.6 to -0.9) let a latent fire weakly with its "
-    "neighbours; the directions are found"
-)
+DENSE = "the claim is TMS's for sparse inputs; here {on:.2g} of {n} represented features are on at once"
+NEIGHBOURS = "the directions are found; W_i . W_j of two of them from {low:.2f} to {high:.2f}"
 
 
 def _unit(W):
@@ -93,6 +90,12 @@ def _mean(values):
     return float(np.mean(values)) if values.size else float("nan")
 
 
+def _random(W, latents):
+    """Cosines [100, latents, n] of random rows with W."""
+    rows = np.random.default_rng(0).normal(size=(100, latents, W.shape[1]))
+    return _unit(rows) @ _unit(W).T
+
+
 def _best(results):
     """Cosines [densities, latents, n] and F1 [densities, n] of the best SAE of each density."""
     rows = np.arange(len(results["density"]))
@@ -115,6 +118,7 @@ def draw(results, config):
         ax = axes[0, c]
         image = plot.cosine_map(ax, np.where(gone, np.nan, cosines[c][order]))
         ax.set(xticks=[], yticks=[])
+        ax.axhline(len(matched) - 0.5, color="0.3", lw=0.8)
         ax.set_title(f"$1-S$ = {p:g}\n{kept.sum()} features represented", fontsize=9)
         ax.set_xlabel("features by importance", fontsize=8)
         ax = axes[1, c]
@@ -134,7 +138,8 @@ def draw(results, config):
     figure.colorbar(image, ax=axes[0], label="cosine of decoder row and $W_i$", shrink=0.9, pad=0.005)
     figure.suptitle(
         f"SAEs on the {config.toy.m} neurons of toy models with {config.toy.n} features\n"
-        "above: blank where $W_i$ has no length; below: blue = represented, dashed = a latent that is always on",
+        r"above: blank where $W_i$ has no length, below the rule latents without a match; below: blue = represented "
+        r"($\|W_i\|$ > 0.5, dotted), grey = not, dashed = a latent that is always on",
         fontsize=10,
     )
     return {"": figure}
@@ -148,17 +153,23 @@ def claims(results, config):
     untrained = results["f1_untrained"][rows, results["best"]]
     out = []
     for c, p in enumerate(results["density"]):
-        here, on, dense = kept[c], float(results["on"][c]), DENSE if p > 0.1 else ""
+        here, on = kept[c], float(results["on"][c])
         gone = ~here
-        out += [
-            Claim(f"1-S = {p:g}: share of the {here.sum()} represented features with a decoder row at cosine > 0.9",
-                  TMS, 0.9, _mean(cosines[c][:, here].max(0) > 0.9), 0.0, ">=", note=dense),
-            Claim(f"1-S = {p:g}: mean F1 of the represented features, less that of an untrained SAE at its threshold",
-                  "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">=", note=dense),
-        ]  # fmt: skip
+        found = [_mean(of_seed[:, here].max(0) > 0.9) for of_seed in results["cosines"][c]]
+        chance = _mean(_random(results["W"][c], len(cosines[c]))[:, :, here].max(1) > 0.9)
+        own = _mean(cosines[c][:, here].max(0) > 0.9)
+        dense = DENSE.format(on=on * here.sum(), n=here.sum()) if p > 0.1 else ""
+        out.append(Claim(f"1-S = {p:g}: share of the {here.sum()} represented features with a decoder row at cosine "
+                         "> 0.9", TMS, 0.9, own, 0.0, ">=",
+                         note=f"by seed {', '.join(f'{v:.2f}' for v in found)}; of random rows {chance:.2f}"
+                         + (f"; {dense}" if dense and own < 0.9 else "")))  # fmt: skip
         if on > 0.99:
             continue  # of what is always on F1 says nothing
-        why = dense or (NEIGHBOURS if p < 0.03 else "")
+        out.append(Claim(f"1-S = {p:g}: mean F1 of the represented features, less that of an untrained SAE at its "
+                         "threshold", "negative control", 0.3, _mean(f1[c][here] - untrained[c][here]), 0.0, ">=",
+                         note=dense))  # fmt: skip
+        G = (results["W"][c] @ results["W"][c].T)[here][:, here][~np.eye(here.sum(), dtype=bool)]
+        why = dense or (NEIGHBOURS.format(low=G.min(initial=0), high=G.max(initial=0)) if own >= 0.9 else "")
         out.append(Claim(f"1-S = {p:g}: share of the represented features with F1 > 0.8", TMS, 0.9,
                          _mean(f1[c][here] > 0.8), 0.0, ">=", note=why))  # fmt: skip
         if gone.any():
