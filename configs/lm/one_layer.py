@@ -5,9 +5,9 @@ splicing the SAE in costs the model little.
 Command: python -m experiments.run --config=configs/lm/one_layer.py   (also :quick)
 Expected: more than 7 in 10 labels have a latent with a higher F1 than any neuron; at 8 times as many latents as neurons
 at least 79 % of the cross-entropy that zero ablation costs is recovered (the paper's A/1). Time: REPRODUCTION.md.
-The paper: d_model 128, MLP of 512, 100 B tokens of the Pile, L1 SAEs on 8 B activations. Here: 2 M tokens of source,
-some epochs, BatchTopK SAEs. The source differs between versions of Python: claims are bands, beside its digest.
-The claims on narrow labels were added after the :quick run had shown that always-on neurons win the broad ones.
+The paper: d_model 128, MLP of 512, 100 B tokens of the Pile, L1 SAEs on 8 B activations. Here: 2.4 M tokens of
+source, some epochs, BatchTopK SAEs. The source differs between versions of Python: claims are bands, beside its digest.
+The claims on narrow labels were added after the :quick run had shown that neurons win the broad ones.
 """
 
 from ml_collections import ConfigDict

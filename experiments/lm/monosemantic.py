@@ -26,6 +26,8 @@ WORDS = {"neurons": "neurons of either sign", "control": "latents, shuffled weig
 SAID = {"latents": "latents", "neurons": "the neuron that correlates best, as often on",
         "random": "random direction, as often on", "shuffled": "the latent, moved to other tokens",
         "control": "latents of a model with shuffled weights"}  # fmt: skip
+BRIEFLY = {"latents": "latents", "neurons": "neurons", "random": "random\ndirections",
+           "shuffled": "moved to\nother tokens", "control": "shuffled\nweights"}  # fmt: skip
 FAMILIES = ("token", "token before", "pair", "triple", "label")
 
 
@@ -214,7 +216,7 @@ def draw(results, config):
             if len(found) > 1:
                 ax.vlines(at + 0.06 * (i - 2), found.min(0), found.max(0), color=colour, lw=2, alpha=0.5)
         ax.set(xticks=at, xticklabels=[str(k) for k in config.ks], xlabel="units a probe reads",
-               ylabel=f"{words}, median label", title="k-sparse probes")  # fmt: skip
+               ylabel=f"{words}, median label", title="k-sparse probes (bars: lowest to highest seed)")  # fmt: skip
     axes[2].legend(frameon=False, fontsize=8)
     plot.plain(axes)
     figure.suptitle(f"Are features cleaner than neurons? {config.kind.d_sae} latents of {config.site}, "
@@ -255,7 +257,7 @@ def _draw_explained(results, config):
     names, left = list(EXPLAINED), np.zeros(len(EXPLAINED))
     for family, colour in zip(FAMILIES, ("#3f6fb5", "#8fb0dc", "#e08a3c", "#f2c79a", "#5a9e6f"), strict=True):
         share = np.array([np.mean(np.concatenate(_of(results, name, "kind")) == family) for name in names])
-        axes[2].barh(names, share, left=left, color=colour, height=0.6, label=family)
+        axes[2].barh([BRIEFLY[name] for name in names], share, left=left, color=colour, height=0.6, label=family)
         left += share
     axes[2].invert_yaxis()
     axes[2].set(xlim=(0, 1), xlabel="share of the units", title="what kind of predicate is best")
@@ -283,6 +285,13 @@ def claims(results, config):
               ("control", "latent of a model with shuffled weights",
                "evaluation on a model that has learnt nothing (arXiv 2501.17727)"))),
     ]  # fmt: skip
+    token = results["token_f1"][here]
+    out.append(reading.above(
+        "median over labels of the latent's F1 less that of the best set of token ids",
+        "control: what no context is needed for", 0.0, reading.over_seeds(np.median(f1["latents"] - token, 1)),
+        note=f"higher for {(f1['latents'] > token).mean():.0%} of labels; latents {np.median(f1['latents']):.3f}, "
+        f"token ids {np.median(token):.3f}",
+    ))  # fmt: skip
     names = {"neurons": "neurons", "PCA": "principal components", "random": "random directions",
              "control": "latents of a model with shuffled weights"}  # fmt: skip
     for at, k in ((0, config.ks[0]), (-1, config.ks[-1])):

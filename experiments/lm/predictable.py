@@ -284,8 +284,8 @@ def claims(results, config):
         f"by the direct path {np.nanmedian(direct[0, :, one, 2]):.3f}"
     )  # fmt: skip
     median(f"logits after a push of {x[low]:g} of the largest activation: Pearson's r with the derivative's prediction",
-           "first order", 0.95, lambda e: e["feature"]["gradient"][:, :, low, 1])  # fmt: skip
-    median("the same: slope of the logits on that prediction", "first order", 1.0,
+           "a check of the derivative", 0.95, lambda e: e["feature"]["gradient"][:, :, low, 1])  # fmt: skip
+    median("the same: slope of the logits on that prediction", "a check of the derivative", 1.0,
            lambda e: e["feature"]["gradient"][:, :, low, 0],
            f"after a push of 1 {np.nanmedian(gradient[0, :, one, 0]):.2f}", near=0.05)  # fmt: skip
     median("after a push of 1: rank correlation over the vocabulary with that prediction", "what a feature votes for",
@@ -336,5 +336,6 @@ def _writes(results, config, i, name):
         "direction, at the strength chosen on the other half of the samples", "steering", 0.2, seeds, samples,
         note=f"not steered {share[:, 0, 0].mean():.2f}, clamped {ours.mean():.2f} (by SAE {by}), random "
              f"{random.mean():.2f}; loss under the model that is not steered {loss[:, 0, 0].mean():.2f} and "
-             f"{loss[each, 0, at].mean():.2f} nats a token", of=("SAEs", "samples"),
+             f"{loss[each, 0, at].mean():.2f} nats a token (by SAE {_list(loss[each, 0, at].mean(-1))}); by SAE more "
+             f"than not steered by {_list(ours.mean(-1) - share[:, 0, 0, 1::2].mean(-1))}", of=("SAEs", "samples"),
     )  # fmt: skip

@@ -221,7 +221,10 @@ def draw(results, config):
         for prefix, colour, style, label in kinds:
             ax.hist(np.minimum(known(prefix + name), most), np.arange(-0.5, most + 1.5), histtype="step", lw=1.6,
                     ls=style, color=colour, label=label, density=True)  # fmt: skip
-        ax.set(xlabel=f"masked cosine above {EDGE} ({most}: or more)", ylabel="share of the latents", title=what)
+        ax.set(xlabel=f"number of them, masked cosine above {EDGE} (at {most}: or more)", ylabel="share of the latents",
+               title=what)  # fmt: skip
+        ax.set_ylim(0, 1.25 * max(np.histogram(np.minimum(known(p + name), most), np.arange(-0.5, most + 1.5),
+                                               density=True)[0].max() for p in ("", "twin_")))  # fmt: skip
         ax.legend(frameon=False, fontsize=8)
     cosine, parents = known("cosine"), known("parents")
     for here, colour, label in ((parents > 0, "#3f6fb5", "with a parent"), (parents == 0, "#b5533f", "without")):
@@ -238,7 +241,8 @@ def draw(results, config):
     small, large = (gaps[..., 0].mean(0) for gaps in _gaps(results))
     axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
     axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
-    axes[4].set(xlabel=f"gap at {config.width} latents", ylabel=f"gap at {config.width * config.times}", xlim=(-1, 1),
+    axes[4].set(xlabel=f"parent's latents on without the child less with it, {config.width} latents",
+                ylabel=f"the same, {config.width * config.times} latents", xlim=(-1, 1),
                 ylim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1),
                 title=f"{len(small)} nested labels that latents know")  # fmt: skip
     plot.plain(axes)
@@ -284,14 +288,20 @@ def claims(results, config):
         above("share of small latents with two children or more, less that by chance (other tokens)",
               f"{PAPER}: features split", 0.3, two[""] - two["chance_"], less("two", "chance_"),
               f"{two[''].mean():.3f}, chance {two['chance_'].mean():.3f}"),
-        above("mean number of children in the wide SAE less that in another seed of the small one, where a latent may "
-              "be found again but has fewer to split into",
+        above("the same, less that in another seed of the small SAE, which has no more latents to split into",
+              "control: as wide", 0.1, two[""] - two["twin_"], less("two", "twin_"),
+              f"{two[''].mean():.3f}, another seed {two['twin_'].mean():.3f}"),
+        above("mean number of children in the wide SAE less that in another seed of the small one",
               f"{PAPER}: more latents, more children", 0.5, mean[""] - mean["twin_"], less("mean", "twin_"),
               f"{mean[''].mean():.2f}, another seed {mean['twin_'].mean():.2f}, chance {mean['chance_'].mean():.2f}"),
+        above(f"it has more of them than its number of latents alone gives: less {config.times} times those in another "
+              "seed of the small one", "control: as many candidates", 0.0, mean[""] - config.times * mean["twin_"],
+              (results["mean_without"] - config.times * results["twin_mean_without"]).mean(0),
+              f"{mean[''].mean():.1f} and {config.times * mean['twin_'].mean():.1f}"),
         above("share of large latents with two parents or more less that by chance: splits and merges, not a tree",
               PAPER, 0.0, merged[""] - merged["chance_"], less("merged", "chance_"),
-              f"{merged[''].mean():.3f}, chance {merged['chance_'].mean():.3f}; in another small one "
-              f"{merged['twin_'].mean():.3f}"),
+              f"{merged[''].mean():.3f}, chance {merged['chance_'].mean():.3f}; of latents of another small SAE, as "
+              f"wide, {merged['twin_'].mean():.3f}: latents merge at equal width, too"),
         above("median cosine with the nearest small direction: large latents with a parent less those without",
               "splits by tokens and by direction agree", 0.0, near[""], results["near_without"].mean(0)),
         Claim("share of large latents that are news to the small SAE (stitched in, its error falls)",
@@ -300,8 +310,10 @@ def claims(results, config):
         above("nested labels: how much more the parent's latents are silent on the child, wide less small",
               "Chanin et al. 2024: absorption rises with the width", 0.0, rise[:, 0], rise[:, 1:].mean(0),
               f"mean of {small.shape[1]} of {len(results['pairs'])} pairs, whose parent's latents have an F1 of "
-              f"{KNOWS} or more; of these {counts[0]:.1f} in the small SAE and {counts[1]:.1f} in the wide one"),
+              f"{KNOWS} or more; of these {counts[0]:.1f} in the small SAE and {counts[1]:.1f} in the wide one; seeds "
+              + ", ".join(f"{v:+.3f}" for v in rise[:, 0])),
         above("nested labels: share of the child's tokens with its latents on in the parent's place, wide less "
               "small",
-              "Chanin et al. 2024: absorption rises with the width", 0.0, more[:, 0], more[:, 1:].mean(0)),
+              "Chanin et al. 2024: absorption rises with the width", 0.0, more[:, 0], more[:, 1:].mean(0),
+              "by seed " + ", ".join(f"{v:+.3f}" for v in more[:, 0])),
     ]  # fmt: skip

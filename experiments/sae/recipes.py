@@ -65,7 +65,8 @@ def draw(results, config):
             ax.set_ylim(0, 1)
     figure.suptitle(
         f"The papers' recipes on one world: {config.n} features in {config.d} dimensions, {config.d_sae} latents, "
-        f"$L_0$ = {config.l0:g}, {config.seeds} seeds (dots)\ndotted: random directions; latents that never fire: at most {dead:.1%}",
+        f"$L_0$ = {config.l0:g}, {config.seeds} seeds (dots)\ndotted: random directions; "
+        f"latents that never fire: at most {dead:.1%}",
         fontsize=11,
     )
     return {"": figure}
