@@ -657,7 +657,7 @@ def cleaner(latents, others, moved=0.005, apart=0.0):
     kinds = {name: [f"seed {i}" for i in range(seeds)] if name == "latents" else
              [f"control {i}" for i in range(seeds)] if name == "control" else [name]
              for name in monosemantic.KINDS}  # fmt: skip
-    results = {}
+    results = {"token_f1": np.full(40, others)}
     alone = lambda value, spread: np.stack([drawn(value, 2 * spread * apart), np.full(100, value)])  # noqa: E731
     for at, (name, ones) in enumerate(kinds.items()):
         score = latents if name == "latents" else others
@@ -682,13 +682,14 @@ def cleaner(latents, others, moved=0.005, apart=0.0):
 
 
 def test_claims_of_monosemantic_hold_where_they_are_planted_and_nowhere_else():
-    assert holding(cleaner(0.6, 0.4)) == [True] * 17
-    assert holding(cleaner(0.4, 0.6)) == [False] * 17
+    assert holding(cleaner(0.6, 0.4)) == [True] * 18
+    assert holding(cleaner(0.4, 0.6)) == [False] * 18
 
 
 def test_claims_of_monosemantic_are_judged_over_documents_too():
     """Each by the resamplings of what it is of, their mean over seeds."""
     found = cleaner(0.6, 0.4, moved=0.0, apart=1.0)
+    assert "token ids" in found.pop(5).text  # over seeds alone
     assert not any(holding(found))
     spread = [5, 1, 2, 3, 4, 10, 20, 30, 40, 20, 40, 60, 80, 100, 200, 4000]
     mean = [1.0] + [0.2] * 15
@@ -737,17 +738,20 @@ def family(large, twin, chance, near, change, rise, apart=0.0):
 
 
 def test_claims_of_splitting_hold_where_they_are_planted_and_nowhere_else():
-    assert holding(family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1)) == [True] * 7
-    assert holding(family((1, 1), (1, 1), (1, 1), -0.2, (1, 2), -0.1)) == [False, False, True] + [False] * 4
-    assert not family((1, 1), (1, 1), (1, 2), -0.2, (-2, -1), -0.1)[2].holds
+    assert holding(family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1)) == [True] * 9
+    assert holding(family((1, 1), (1, 1), (1, 1), -0.2, (1, 2), -0.1)) == [False] * 4 + [True] + [False] * 4
+    assert not family((1, 1), (1, 1), (1, 2), -0.2, (-2, -1), -0.1)[4].holds
+    as_wide = holding(family((8, 2), (2, 2), (0, 0), 0.2, (-1, 1), 0.1))  # as many as the number of latents alone gives
+    assert as_wide == [True, False, True, True] + [True] * 5
+    assert not family((7, 2), (2, 2), (0, 0), 0.2, (-1, 1), 0.1)[3].holds
 
 
 def test_claims_of_splitting_are_judged_over_documents_too():
     """Each by what it is of without each group of them; the share of news by its mean."""
     found = family((8, 2), (1, 1), (0, 0), 0.2, (-1, 1), 0.1, apart=20.0)
-    assert holding(found) == [False] * 4 + [True] + [False] * 2
-    whole = [1.0, 7.0, 0.5, 0.2, None, 0.1, 0.1]
-    for i, times in ((0, 1), (1, 2), (2, 3), (3, 4), (5, 6), (6, 7)):
+    assert holding(found) == [False] * 6 + [True] + [False] * 2
+    whole = [1.0, 1.0, 7.0, 4.0, 0.5, 0.2, None, 0.1, 0.1]
+    for i, times in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (7, 6), (8, 7)):
         low = reading.jackknife(whole[i], whole[i] + 20.0 * times * (np.arange(10) % 2))[1]
         assert found[i].measured == pytest.approx(low, rel=1e-6), i
 
