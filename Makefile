@@ -62,16 +62,16 @@ $(PEERS)/.ready: requirements-peers.txt
 reproduce: $(READY) ## train and draw the main figures into figures/, then print the table of claims
 	$(PY) -m experiments.reproduce main --anew
 
-reproduce-toy: $(READY) ## the same for the other figures of the paper (about 20 minutes on 2 cores)
+reproduce-toy: $(READY) ## the same for the other figures of the paper (about half an hour on 2 cores)
 	$(PY) -m experiments.reproduce toy --anew
 
-reproduce-beyond: $(READY) ## the same for toy models of later papers (about half an hour on 2 cores)
+reproduce-beyond: $(READY) ## the same for toy models of later papers (about three quarters of an hour on 2 cores)
 	$(PY) -m experiments.reproduce beyond --anew
 
 reproduce-sae: $(READY) ## the same for the SAE experiments (about 45 minutes on 2 cores)
 	$(PY) -m experiments.reproduce sae --anew
 
-reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two and a half hours)
+reproduce-lm: $(READY) ## the same for language models and their SAEs (one_layer takes about 35 minutes on 2 cores, all about two hours)
 	$(PY) -m experiments.reproduce lm --anew
 
 reproduce-reading: $(READY) ## the four questions asked of the models of reproduce-lm, which comes first (an hour for one, an hour and a half for the other on 2 cores)

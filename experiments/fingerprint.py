@@ -27,7 +27,15 @@ class _Source(NamedTuple):
 
 
 def code_fingerprint(experiment: str, functions: tuple[str, ...] = NUMBERS) -> str:
-    """SHA-256 (12 digits) over the definitions that these functions of an experiment use.
+    """SHA-256 (12 digits) over what ``definitions`` finds, without regard to its order."""
+    h = hashlib.sha256()
+    for (module, name), text in sorted(definitions(experiment, functions).items()):
+        h.update(f"{module} {name}\n{text}\n".encode() if text else b"")
+    return h.hexdigest()[:12]
+
+
+def definitions(experiment: str, functions: tuple[str, ...] = NUMBERS) -> dict[tuple[str, str], str]:
+    """(module, name) -> text of all that these functions of an experiment use.
 
     A class counts as a whole, and so does what a module does on import. Of numbers, so do the generator that every key
     is of, and the run of each experiment that a module in use imports: it may read what that one leaves.
@@ -56,10 +64,7 @@ def code_fingerprint(experiment: str, functions: tuple[str, ...] = NUMBERS) -> s
                 left.append(_place(source.imported[words[0]] + words[1:]))
         if makes and module.startswith("experiments."):
             left += [(other, "run") for words in source.imported.values() if _is_experiment(other := _place(words)[0])]
-    h = hashlib.sha256()
-    for (module, name), text in sorted(found.items()):
-        h.update(f"{module} {name}\n{text}\n".encode() if text else b"")
-    return h.hexdigest()[:12]
+    return found
 
 
 def _is_experiment(module: str) -> bool:

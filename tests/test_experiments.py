@@ -1,5 +1,6 @@
 """Every config runs and draws, the headline claims hold, bad input gets one sentence and loses nothing."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -165,6 +166,27 @@ FAILING = {
 """Claims of the quick configs that are known not to hold; why stands in the claim's note."""
 
 
+TRACED = ("toy.sweep", "toy.absolute_value", "sae.absorption", "lm.small")
+"""Experiments whose runs are watched for what they call: it takes time."""
+
+
+@contextlib.contextmanager
+def called(watch=True):
+    """(module, definition in it) of the functions of this project that are called."""
+    seen: set[tuple[str, str]] = set()
+    ours = tuple(f"{ROOT / part}{os.sep}" for part in fingerprint.PROJECT)
+
+    def see(frame, event, _):
+        if event == "call" and (code := frame.f_code).co_filename.startswith(ours) and code.co_qualname[0] != "<":
+            seen.add((frame.f_globals["__name__"], code.co_qualname.split(".")[0]))
+
+    sys.setprofile(see if watch else None)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
 def configs():
     for path in sorted((ROOT / "configs").rglob("*.py")):
         if path.name != "__init__.py":
@@ -207,8 +229,12 @@ def test_every_config_runs_two_steps_and_draws(module, variant, tmp_path):
     if "grid" in config:
         config.grid.seeds, config.grid.m = 2, config.grid.m[:1]  # each m is a program of its own
     experiment = importlib.import_module(f"experiments.{config.experiment}")
-    arrays = experiment.run(config, prng.key(0), tmp_path)
-    claims = experiment.claims(arrays, config)
+    with called(config.experiment in TRACED) as made:
+        arrays = experiment.run(config, prng.key(0), tmp_path)
+    with called() as judged:
+        claims = experiment.claims(arrays, config)
+    assert made <= fingerprint.definitions(config.experiment).keys()
+    assert judged <= fingerprint.definitions(config.experiment, fingerprint.DRAWING).keys()
     if "superposition" in config.experiment:  # the control: what is hardly trained does not keep the claims
         assert sum(not c.holds for c in claims) > len(claims) / 2
     results.save(tmp_path / "result", arrays, {"claims": [c.as_json() for c in claims]})

@@ -221,7 +221,7 @@ def draw(results, config):
         for prefix, colour, style, label in kinds:
             ax.hist(np.minimum(known(prefix + name), most), np.arange(-0.5, most + 1.5), histtype="step", lw=1.6,
                     ls=style, color=colour, label=label, density=True)  # fmt: skip
-        ax.set(xlabel=f"number of them, masked cosine above {EDGE} (at {most}: or more)", ylabel="share of the latents",
+        ax.set(xlabel=f"number of them (at {most}: or more)\nmasked cosine above {EDGE}", ylabel="share of the latents",
                title=what)  # fmt: skip
         ax.set_ylim(0, 1.25 * max(np.histogram(np.minimum(known(p + name), most), np.arange(-0.5, most + 1.5),
                                                density=True)[0].max() for p in ("", "twin_")))  # fmt: skip
@@ -241,7 +241,7 @@ def draw(results, config):
     small, large = (gaps[..., 0].mean(0) for gaps in _gaps(results))
     axes[4].plot([-1, 1], [-1, 1], color="0.6", lw=0.8)
     axes[4].plot(small, large, "o", ms=4, alpha=0.7, color="#b5533f")
-    axes[4].set(xlabel=f"parent's latents on without the child less with it, {config.width} latents",
+    axes[4].set(xlabel=f"parent's latents on without the child,\nless with it: {config.width} latents",
                 ylabel=f"the same, {config.width * config.times} latents", xlim=(-1, 1),
                 ylim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1),
                 title=f"{len(small)} nested labels that latents know")  # fmt: skip
