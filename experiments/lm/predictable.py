@@ -337,5 +337,5 @@ def _writes(results, config, i, name):
         note=f"not steered {share[:, 0, 0].mean():.2f}, clamped {ours.mean():.2f} (by SAE {by}), random "
              f"{random.mean():.2f}; loss under the model that is not steered {loss[:, 0, 0].mean():.2f} and "
              f"{loss[each, 0, at].mean():.2f} nats a token (by SAE {_list(loss[each, 0, at].mean(-1))}); by SAE more "
-             f"than not steered by {_list(ours.mean(-1) - share[:, 0, 0, 1::2].mean(-1))}", of=("SAEs", "samples"),
+             f"than not steered by {_list(ours.mean(-1) - half[:, 0, 0].mean(-1))}", of=("SAEs", "samples"),
     )  # fmt: skip
