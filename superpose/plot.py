@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import BboxBase
 
 GROUND = "#FCFBF8"
 """Background of the paper's panels."""
@@ -239,8 +240,8 @@ def circuit(ax: Axes, W_in: np.ndarray, W_out: np.ndarray, features: Sequence[st
     ):
         for name, y in zip(names, ys, strict=True):
             ax.plot(x, y, "o", ms=9, color="0.3", zorder=2)
-            ax.text(x, y + 0.11, name, fontsize=8, ha="center")
-    ax.set(xlim=(-0.12, 1.12), ylim=(0, 1))
+            ax.text(x, y - 0.16 if y == ys[-1] else y + 0.11, name, fontsize=8, ha="center")
+    ax.set(xlim=(-0.12, 1.12), ylim=(-0.1, 1))
     ax.axis("off")
 
 
@@ -383,15 +384,34 @@ def score_bars(
 
 
 def names(ax: Axes, x: np.ndarray, y: np.ndarray, texts: Sequence[str]) -> None:
-    """Names beside points, from the lowest up, each moved up as far as the one below it needs."""
-    low, high = ax.get_ylim()
-    step, last = (high - low) / 38, -np.inf
-    for i in np.argsort(y):
-        last = max(y[i], last + step)
-        ax.annotate(
-            texts[i], (x[i], y[i]), (x[i] + 0.03, last), fontsize=7, va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5},
-        )  # fmt: skip
+    """Names near points, each at the place around its point (the nearest, on ties) where it covers the fewest of the
+    scattered points, of the names to the right and of the legend, and keeps away from others' points. Places are
+    measured on the figure as it stands: this call comes last."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    points = ax.transData.transform(np.concatenate([c.get_offsets() for c in ax.collections]))
+    legend = ax.get_legend()
+    taken: list[BboxBase] = [] if legend is None else [legend.get_window_extent()]
+    pixels, frame = figure.dpi / 72, ax.get_window_extent()
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for i in np.argsort(-x):
+        text = ax.annotate(texts[i], (x[i], y[i]), (0, 0), textcoords="offset points", fontsize=7, ha="center",
+                           va="center", arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5})  # fmt: skip
+        box = text.get_window_extent().padded(1.5 * pixels)
+        half = np.array([box.width, box.height]) / 2
+        offsets = np.concatenate([around * (gap * pixels + half) for gap in (6, 12, 20, 30)])
+        boxes = [box.translated(*offset) for offset in offsets]
+        covered = [
+            there.count_contains(points) + 0.3 * there.padded(3.5 * pixels).count_contains(points)
+            + 2 * sum(there.overlaps(other) for other in taken)
+            + 3 * (not all(frame.contains(*corner) for corner in there.corners()))
+            for there in boxes
+        ]  # fmt: skip
+        best = int(np.argmin(covered))
+        text.set_position(tuple(offsets[best] / pixels))
+        taken.append(boxes[best])
 
 
 def plain(axes: Iterable[Axes]) -> None:

@@ -17,9 +17,11 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from experiments import fingerprint, ledger, reproduce, results
 from experiments.ledger import Claim
+from superpose import plot
 from superpose.train.checkpoint import WorkdirError
 from superpose.worlds import prng
 
@@ -1017,3 +1019,20 @@ def test_a_foreign_folder_is_not_taken_for_a_work_directory(tmp_path):
     with pytest.raises(WorkdirError, match="no run of superpose"):
         run._claim_workdir(Path(tmp_path), {"steps": 1}, "code")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_names_cover_neither_points_nor_each_other():
+    """A cluster of named points among others: every name stays in the frame and off points and names."""
+    figure, ax = plt.subplots(figsize=(5, 4))
+    at = np.array([(0.1, 0.5), (0.14, 0.5), (0.1, 0.54), (0.97, 0.97), (0.5, 0.02), (0.2, 0.5), (0.16, 0.56)])
+    ax.scatter(*at.T, s=10)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    plot.names(ax, *at[:5].T, [f"a name of point {i}" for i in range(5)])
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    frame, points = ax.get_window_extent(), ax.transData.transform(at)
+    for i, box in enumerate(boxes):
+        assert box.count_contains(points) == 0
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert all(frame.contains(*corner) for corner in box.corners())
+    plt.close(figure)

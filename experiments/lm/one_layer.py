@@ -60,7 +60,6 @@ def draw(results, config):
     ax.legend(fontsize=8, frameon=False, title="blue: the latent is better,\nred: the neuron; labels of",
               title_fontsize=8, loc="lower right")  # fmt: skip
     shown = np.flatnonzero(common)[np.argsort(-np.abs(gain[common]))[:11]]
-    plot.names(ax, neuron[shown], latent[shown], [str(results["labels"][i]) for i in shown])
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="F1 of the best neuron", ylabel="F1 of the best latent",
            title=f"{common.sum()} labels, chosen on half the documents, scored on the others")  # fmt: skip
 
@@ -78,6 +77,7 @@ def draw(results, config):
         f"source (digest {results['digest']}); SAEs of its MLP, {config.steps * config.batch / 1e6:.1f} M tokens",
         fontsize=12,
     )
+    plot.names(axes[1, 0], neuron[shown], latent[shown], [str(results["labels"][i]) for i in shown])
     return {"": figure}
 
 

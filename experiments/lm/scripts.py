@@ -72,16 +72,16 @@ def draw(results, config):
     ax3.scatter(results["neuron_f1"][common], results["latent_f1"][common], s=10, color="#3f6fb5", alpha=0.7)
     ax3.set(xlim=(0, 1), ylim=(0, 1), xlabel="F1 of the best neuron, either sign", ylabel="F1 of the best latent",
             title=f"the {common.sum()} labels of 50 tokens or more")  # fmt: skip
-    marked = [_place(results, name) for name in (*CLAIMED, *BESIDES) if name in results["labels"]]
-    plot.names(
-        ax3, results["neuron_f1"][marked], results["latent_f1"][marked], [str(results["labels"][i]) for i in marked]
-    )
     plot.plain(figure.axes)
     rare = f", {' and '.join(CLAIMED)} made rare" if config.variant == "rare" else ""
     figure.suptitle(
         f"Mixed scripts{rare}: {config.corpus.documents:,} made-up documents, vocabulary of {config.vocab}; "
         f"{results['names'][-1]} of {config.site}", fontsize=12,
     )  # fmt: skip
+    marked = [_place(results, name) for name in (*CLAIMED, *BESIDES) if name in results["labels"]]
+    plot.names(
+        ax3, results["neuron_f1"][marked], results["latent_f1"][marked], [str(results["labels"][i]) for i in marked]
+    )
     return {"": figure}
 
 
