@@ -187,6 +187,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         results = {path.stem: load(path.with_suffix(""))[1] for path in sorted(args.figures.glob("*.json"))}
+        for name, about in results.items():
+            if about["name"] != name:
+                raise ResultError(f"{args.figures / name}.json is a result of {about['name']}: delete it")
         if not results:
             raise ResultError(f"there are no results in {args.figures}: run `make reproduce` first")
         text = table(results)

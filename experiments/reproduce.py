@@ -15,6 +15,7 @@ others.
 import argparse
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from experiments import ledger, results
 from experiments.fingerprint import DRAWING, code_fingerprint
-from superpose.train.checkpoint import write_atomically
+from superpose.train.checkpoint import WorkdirError, lock, write_atomically
 
 GROUPS = {
     "main": ("toy/superposition_demo", "toy/superposition_demo:rescaled", "toy/pentagon", "toy/phase_diagram",
@@ -65,8 +66,8 @@ class Figure(NamedTuple):
 
     @property
     def redraws(self) -> bool:
-        """Whether its numbers stand, and only their picture and claims are of other code."""
-        return self.state == "drawn by other code"
+        """Whether its numbers stand, and only its picture is missing, or this and the claims are of other code."""
+        return self.state in ("drawn by other code", "not drawn")
 
     @property
     def cost(self) -> float:
@@ -99,7 +100,7 @@ def figure(config: str) -> Figure:
         state = "made by another config"
     elif about["code"] != code_fingerprint(wanted["experiment"]):
         state = "made by other code"
-    elif not (about.get("drawn", True) and ledger.pictures(folder, [p.stem for p in folder.glob("*.json")])[name]):
+    elif not (about.get("drawn", True) and _drawn(folder, name)):
         state = "not drawn"
     elif (read := READ.get(config)) and not Path("runs", name, read[0]).exists() and not _all_made(read[1]):
         state = "its work directory is not here"
@@ -110,8 +111,14 @@ def figure(config: str) -> Figure:
     return Figure(config, name, state, seconds)
 
 
+def _drawn(folder: Path, name: str) -> bool:
+    """Whether a figure has pictures, each whole: a PNG ends with its IEND chunk."""
+    found = [folder / file for file in ledger.pictures(folder, [p.stem for p in folder.glob("*.json")])[name]]
+    return bool(found) and all(path.is_file() and path.read_bytes()[-8:-4] == b"IEND" for path in found)
+
+
 def _all_made(configs: tuple[str, ...]) -> bool:
-    return all(figure(f"lm/{config}").state in ("made", "drawn by other code") for config in configs)
+    return all((f := figure(f"lm/{config}")).state == "made" or f.redraws for config in configs)
 
 
 def stale(f: Figure) -> bool:
@@ -136,6 +143,29 @@ def _config(config: str):
     return importlib.import_module("configs." + path.replace("/", ".")).get_config(variant)
 
 
+def _run(flags: list[str]) -> tuple[int, bool]:
+    """Exit status of experiments.run, and whether to stop after it.
+
+    A terminal's Ctrl-C reaches the run as well, which saves and says how it goes on: we wait. What is sent to us alone
+    we pass on.
+    """
+    asked: list[int] = []
+    child = subprocess.Popen([sys.executable, "-m", "experiments.run", *flags])
+
+    def stop(signum, frame):
+        asked.append(signum)
+        if signum != signal.SIGINT:
+            child.send_signal(signal.SIGTERM)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, stop) for signum in signals}
+    try:
+        return child.wait(), bool(asked)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -156,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         for f in every
         if not f.state.startswith("left out") and (f.state != "made" or (args.anew and f.config not in done))
     ]
-    known = sum(f.cost for f in left)
+    cost = {f.config: f.seconds if args.anew else f.cost for f in left}
+    known = sum(cost.values())
     say = f"{sum(f.state == 'made' for f in every)} of {len(every)} figures are made; {len(left)} to make"
     print(say + (f", about {_time(known)} by their last runs" if known else ""), flush=True)
     if args.list:
@@ -169,23 +200,28 @@ def main(argv: list[str] | None = None) -> int:
     clock = time.perf_counter()
     failed: list[Figure] = []
     for i, f in enumerate(left):
-        rest = sum(g.cost for g in left[i:])
+        rest = sum(cost[g.config] for g in left[i:])
         spent = _time(time.perf_counter() - clock)
         print(f"\n[{i + 1}/{len(left)}] {f.config}: {f.state}; {spent} so far, about {_time(rest)} to go", flush=True)
         redraws = f.redraws and not args.anew
-        again = not redraws and (stale(f) or (f.state in ("made", "drawn by other code") and f.config != begun))
+        again = not redraws and (stale(f) or ((f.state == "made" or f.redraws) and f.config != begun))
+        if (home := Path("runs", f.name)).is_dir():
+            try:
+                with lock(home):
+                    pass
+            except WorkdirError as error:
+                print(f"error: {error}; then the same command goes on from here", file=sys.stderr)
+                return 1
         if args.anew:
             ANEW.parent.mkdir(exist_ok=True)
             write_atomically(ANEW, json.dumps({"groups": args.groups, "begun": f.config, "done": done}).encode())
         flags = [f.flag, *["--restart"] * again, *["--draw_only"] * redraws]
-        code = subprocess.call([sys.executable, "-m", "experiments.run", *flags])
-        if code == 1:
-            failed.append(f)
-        elif code:
+        code, stopped = _run(flags)
+        if code not in (0, 1) or stopped:
             print(f"{f.config} ended with {code}; the same command goes on from here", file=sys.stderr)
-            return code if code > 0 else 128 - code
-        else:
-            done.append(f.config)
+            return (code if code > 0 else 128 - code) if code else 130
+        failed += [f] * code
+        done += [f.config] * (not code)
     if args.anew:
         ANEW.unlink(missing_ok=True)
     print()
@@ -196,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if "--list" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads it may have read enough
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # the run that was going has said how it goes on
+    except KeyboardInterrupt:  # between two runs
         sys.exit(130)

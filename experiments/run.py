@@ -38,7 +38,7 @@ from ml_collections import config_flags  # noqa: E402
 
 matplotlib.use("Agg")
 
-from experiments import results  # noqa: E402
+from experiments import check, results  # noqa: E402
 from experiments.fingerprint import DRAWING, code_fingerprint  # noqa: E402
 from superpose.train.checkpoint import (  # noqa: E402
     Stopped,
@@ -71,7 +71,8 @@ def _flat(config: dict, prefix: str = "") -> dict:
 
 
 def _leaves(value):
-    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list) else [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [leaf for v in parts for leaf in _leaves(v)] if isinstance(value, list | dict) else [value]
 
 
 def _digest(config: dict) -> str:
@@ -84,10 +85,14 @@ def _identify(config) -> tuple[str, bool]:
         module = importlib.import_module(f"configs.{config.experiment}")
     except ModuleNotFoundError:
         raise ValueError(f"there is no experiment {config.experiment!r}: leave config.experiment as it is") from None
+    wanted = _flat(results.plain(module.get_config(config.variant)))
     for key, value in _flat(results.plain(config)).items():
         if any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(value)):
             raise ValueError(f"config.{key} must be finite, got {value}")
-    untouched = results.plain(module.get_config(config.variant)) == results.plain(config)
+        numbers = [isinstance(v, int | float) for v in _leaves(wanted.get(key))]
+        if numbers and all(numbers) and any(isinstance(v, str) for v in _leaves(value)):
+            raise ValueError(f"config.{key} must hold numbers, got {value!r}")
+    untouched = wanted == _flat(results.plain(config))
     name = config.experiment.split(".")[-1] + ("" if config.variant == "full" else f"_{config.variant}")
     return (name if untouched else f"{name}-{_digest(results.plain(config))}"), untouched
 
@@ -167,24 +172,21 @@ def _save(figures: dict, base: Path) -> None:
         print(f"picture   {os.path.relpath(path)}")
 
 
-def _keep(base: Path, arrays: dict, about: dict, figures: Callable[[], dict]) -> None:
-    """Numbers, then pictures. Numbers whose pictures do not stand yet say so: a kill in between leaves no others."""
+def _keep(base: Path, arrays: dict, about: dict, figures: Callable[[], dict], module, config) -> None:
+    """Numbers, then pictures and tables. Numbers without all of these say so: a kill in between leaves no others."""
     results.save(base, arrays, about | {"drawn": False})
     _save(figures(), base)
-    results.save(base, arrays, about)
-
-
-def _tabulate(module, arrays: dict, config, base: Path) -> None:
     for suffix, text in getattr(module, "tables", lambda *_: {})(arrays, config).items():
         path = base.with_name(base.name + suffix).with_suffix(".csv")
         write_atomically(path, text.encode())
         print(f"table     {os.path.relpath(path)}")
+    results.save(base, arrays, about)
 
 
 def execute(config, workdir: str | None, out: str | None, draw_only: bool, restart: bool, command: str) -> int:
     """Runs one experiment; returns the exit status (0 also when claims fail: they stand in the table as failing)."""
-    module = importlib.import_module(f"experiments.{config.experiment}")
     name, untouched = _identify(config)
+    module = importlib.import_module(f"experiments.{config.experiment}")
     home = Path(workdir) if workdir else Path("runs") / name
     official = untouched and config.variant != "quick"
     base = Path(out or ("figures" if official else home / "result")) / name
@@ -216,12 +218,11 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
             raise results.ResultError(
                 f"{base}.npz was made by another version of the code and lacks {error}: run without --draw_only"
             ) from None
-        _keep(base, arrays, {**kept, "claims": claims}, lambda: figures)
-        _tabulate(module, arrays, config, base)
+        _keep(base, arrays, {**kept, "claims": claims}, lambda: figures, module, config)
         return 0
 
-    if base.parent.exists() and not base.parent.is_dir():
-        raise results.ResultError(f"{base.parent} is a file: give a folder as --out")
+    if out:
+        check.writable(out)
     clock = time.perf_counter()
     with lock(home), _set_aside(home) if restart else contextlib.nullcontext():
         resumed = (home / "config.json").exists()
@@ -250,8 +251,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
     }
     if "digest" in arrays:
         about["corpus"] = str(arrays["digest"])
-    _keep(base, arrays, about, lambda: module.draw(arrays, config))
-    _tabulate(module, arrays, config, base)
+    _keep(base, arrays, about, lambda: module.draw(arrays, config), module, config)
     print(f"numbers   {os.path.relpath(base)}.npz, .json")
     held = sum(c.holds for c in claims)
     if held < len(claims) and config.variant == "quick":

@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from experiments import fingerprint, ledger, reproduce, results
 from experiments.ledger import Claim
 from superpose import plot
-from superpose.train.checkpoint import WorkdirError
+from superpose.train.checkpoint import WorkdirError, lock
 from superpose.worlds import prng
 
 ROOT = results.ROOT
@@ -45,12 +45,12 @@ TINY |= {
         "batch": 16, "eval_batch": 64, "eval_batches": 1,
     },
     "correlated": {
-        "steps": 2, "log_every": 1, "seeds": 2, "shown": 2, "nodes": 1,
+        "steps": 2, "log_every": 1, "seeds": 2, "shown": 2, "points": 2,
         "bases": {"sizes": (3, 3), "m": 3, "seeds": 1, "batch": 16}, "crowded": {"seeds": 1},
     },
     "geometry": {"n": 12, "m": 3, "densities": 4, "steps": 2, "log_every": 1, "batch": 16, "eval_batch": 64},
     "dynamics": {"records": 2, "levels": {"steps": 2, "batch": 8, "seeds": 2},
-                 "sets": {"steps": 2, "nodes": 1, "seeds": 2}},
+                 "sets": {"steps": 2, "points": 2, "seeds": 2}},
     "adversarial": {
         "n": 8, "m": 3, "densities": 3, "trained_at": (0.2,), "strengths": (0.0, 0.5), "steps": 2, "log_every": 1,
         "seeds": 2, "batch": 16, "eval_batch": 512, "ascent": 2,
@@ -550,11 +550,14 @@ def test_who_reads_what_others_leave():
     assert found == {f"runs/{reproduce.figure(c).name}": set(names) for c, (_, names) in reproduce.READ.items()}
 
 
+PNG = b"\x89PNG" + bytes(20) + b"IEND\xaeB`\x82"
+
+
 def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, capsys):
     """Runs are called in order, in folders that only other code used anew; a failing one is named last, a stopped one
     ends it with its status."""
     runs = []
-    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or 0)
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or 0, False))
     monkeypatch.setattr(reproduce.ledger, "main", lambda argv: 0)
     monkeypatch.setattr(reproduce, "GROUPS", {"a": ("toy/pentagon", "toy/sweep"), "b": ("lm/scripts", "lm/stories")})
     monkeypatch.setattr(results, "ROOT", tmp_path)
@@ -567,7 +570,7 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
         (tmp_path / "figures").mkdir(exist_ok=True)
         about = {"config": config | changes.pop("config", {}), "code": code, "drawing": "draws", "seconds": 100.0}
         results.save(tmp_path / "figures" / name, {"a": np.ones(2)}, about | changes)
-        (tmp_path / "figures" / f"{name}.png").touch()
+        (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
 
     asked = "left out: stories260K.bin is not here"
     assert states() == ["not made"] * 3 + [asked]
@@ -592,8 +595,14 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     made("pentagon", resumed=True)
     assert states()[0] == "made"
     assert reproduce.figure("toy/pentagon").seconds == 0
+    (tmp_path / "figures" / "pentagon.png").write_bytes(PNG[:-9])
+    assert states()[0] == "not drawn"
     (tmp_path / "figures" / "pentagon.png").unlink()
     assert states()[0] == "not drawn"
+    assert reproduce.main(["a"]) == 0
+    assert runs.pop(0) == ["--config=configs/toy/pentagon.py", "--draw_only"]
+    runs.clear()
+    capsys.readouterr()
     made("pentagon", drawing="before")
     assert states()[0] == "drawn by other code"
     assert reproduce.main(["a"]) == 0
@@ -626,25 +635,25 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     assert runs == [["--config=configs/toy/pentagon.py", "--restart"], ["--config=configs/toy/sweep.py"]]
     made("sweep")
     runs.clear()
-    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9 * (len(runs) == 2))
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or -9 * (len(runs) == 2), False))
     assert reproduce.main(["a", "--anew"]) == 137
     assert reproduce.main(["a", "--anew"]) == 0  # goes on with the second, and leaves the first, which it has made
     both = [["--config=configs/toy/pentagon.py", "--restart"], ["--config=configs/toy/sweep.py", "--restart"]]
     assert runs == [*both, ["--config=configs/toy/sweep.py"]]
-    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or 0)
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or 0, False))
     runs.clear()
     assert reproduce.main(["a", "--anew"]) == 0
     assert runs == both
     made("sweep", code="before")
     (tmp_path / "stories260K.bin").unlink()
-    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or -9)
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or -9, False))
     runs.clear()
     capsys.readouterr()
     assert reproduce.main([]) == 137
     assert len(runs) == 1
     assert f"lm/stories: {asked}\n" in capsys.readouterr().out
     (tmp_path / "stories260K.bin").write_bytes(b"")
-    monkeypatch.setattr(reproduce.subprocess, "call", lambda words: runs.append(words[3:]) or int("sweep" in words[3]))
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or int("sweep" in flags[0]), False))
     runs.clear()
     capsys.readouterr()
     assert reproduce.main([]) == 1
@@ -652,9 +661,49 @@ def test_reproducing_makes_what_is_not_made_and_goes_on(tmp_path, monkeypatch, c
     assert capsys.readouterr().err == (
         "not made: toy/sweep; python -m experiments.run --config=configs/toy/sweep.py says why\n"
     )
+    (tmp_path / "runs" / "sweep").mkdir(exist_ok=True)
+    with lock(tmp_path / "runs" / "sweep"):
+        assert reproduce.main(["a"]) == 1
+    assert "another run is using runs/sweep; wait for it" in capsys.readouterr().err
+    monkeypatch.setattr(reproduce, "_run", lambda flags: (runs.append(flags) or 0, True))
+    runs.clear()
+    assert reproduce.main([]) == 130
+    assert len(runs) == 1
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         reproduce.main(["c"])
     assert "there is no group 'c': choose from a, b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_stopped_waits_until_the_run_has_saved(signum, tmp_path):
+    """A Ctrl-C reaches both; another signal is passed on."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "run.py").write_text(
+        textwrap.dedent(f"""
+        import pathlib, signal, sys, time
+        def stop(signum, frame):
+            time.sleep(1.5)
+            pathlib.Path({str(tmp_path / "saved")!r}).write_text("saved")
+            sys.exit(130)
+        signal.signal(signal.SIGINT, stop); signal.signal(signal.SIGTERM, stop)
+        pathlib.Path({str(tmp_path / "begun")!r}).touch()
+        time.sleep(60)
+    """)
+    )
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from experiments import reproduce\n"
+        "import os; os.chdir(sys.argv[2]); os.environ.pop('PYTHONPATH', None); print(reproduce._run([]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE,
+                               text=True, start_new_session=True)  # fmt: skip
+    for _ in range(600):
+        time.sleep(0.1)
+        if (tmp_path / "begun").exists():
+            break
+    (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+    assert process.communicate()[0] == "(130, True)\n"
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 # --- result files -----------------------------------------------------------------------------------------------------
@@ -797,7 +846,9 @@ def test_mistyped_commands_get_one_sentence(args, said):
         ("correlated", {"shown": 9}, "shown must be at most seeds, the models that there are, got 9 of 8"),
         ("correlated", {"collapse": (0.7,)}, "expected_collapsed must hold a number for each density"),
         ("dynamics", {"records": 7}, "records must divide levels.steps, got 7"),
-        ("dynamics", {"sets.m": 2}, "need sets.m=3, got 2"),
+        ("dynamics", {"sets.m": 2}, "need sets.m=3 and two sizes, got 2"),
+        ("dynamics", {"sets.points": 96}, "a Sobol sequence is even at powers of 2 only"),
+        ("dynamics", {"sets.density": 0.0}, "density must be positive"),
         ("privileged_basis", {"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
         ("absolute_value", {"lrs": (0.0,)}, "lrs must be positive and finite"),
         ("absolute_value", {"small.m": 0}, "m must be a whole number of at least 1, got 0"),

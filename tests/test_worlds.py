@@ -353,10 +353,34 @@ def test_sets_are_drawn_as_they_are_enumerated(how, name, size):
 
 
 def test_sets_of_one_are_independent_features():
+    def in_order(world):
+        x, w = map(np.asarray, world.enumerate(UNEVEN, 3))
+        order = np.lexsort(x)
+        return x[:, order], w[order]
+
     for how in ("correlated", "anticorrelated"):
-        for a, b in zip(sparse.sets((1, 1, 1), how).enumerate(UNEVEN, 3), sparse.independent(3).enumerate(UNEVEN, 3),
-                        strict=True):  # fmt: skip
+        for a, b in zip(in_order(sparse.sets((1, 1, 1), how)), in_order(sparse.independent(3)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def mean_by(f, how, rule, nodes):
+    x, w = sparse.sets((3, 1), how, rule).enumerate(PAIRS, nodes)
+    return np.asarray(f(x) @ w)
+
+
+@pytest.mark.parametrize("how", ["correlated", "anticorrelated"])
+def test_sobol_points_take_the_moments_that_nodes_take(how):
+    moments = lambda x: jnp.stack([x[0], x[0] * x[3], x[0] ** 2 * x[1]])  # noqa: E731
+    sobol, exact = mean_by(moments, how, "sobol", 1024), mean_by(moments, how, "legendre", 8)
+    np.testing.assert_allclose(sobol, exact, rtol=1e-3, atol=1e-7)
+
+
+def test_sobol_points_are_closer_than_nodes_where_relu_bends():
+    """(x_0 - x_1)+ (x_1 - x_2 + x_3)+: 1/120 with x_3 off and 1/18 with it on, by hand."""
+    bent = lambda x: jnp.maximum(x[0] - x[1], 0) * jnp.maximum(x[1] - x[2] + x[3], 0)  # noqa: E731
+    exact = PAIRS[0] * ((1 - PAIRS[1]) / 120 + PAIRS[1] / 18)
+    assert abs(mean_by(bent, "correlated", "sobol", 2048) / exact - 1) < 0.015  # 6,145 columns
+    assert abs(mean_by(bent, "correlated", "legendre", 8) / exact - 1) > 0.04  # 5,841
 
 
 # ---- bad input
@@ -367,6 +391,8 @@ def test_sets_of_one_are_independent_features():
     [
         (lambda: sparse.independent(0), r"^a world needs at least one feature, but n is 0\.$"),
         (lambda: sparse.sets((2, 0), "correlated"), r"^a world of sets needs at least one set of .* is \(2, 0\)\.$"),
+        (lambda: sparse.sets((2, 2), "correlated", "even"), r"^sets are enumerated by .* but rule is 'even'\.$"),
+        (lambda: sparse.sets((2,), "correlated", "sobol").enumerate(0.1, 96), r"^a Sobol .* but it has 96 points\.$"),
         (lambda: sparse.sets((2, 2), "linked"), r"^sets are correlated or anticorrelated, but how is 'linked'\.$"),
         (lambda: sparse.sets((2, 2), "correlated").silent(jnp.ones(4)), r"^density must be .* shape \(2,\), but .*\.$"),
         (lambda: sparse.sets((2, 2), "correlated").enumerate(0.1, (2, 2)), r"^a world of sets takes one number .*\.$"),

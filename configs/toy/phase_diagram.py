@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         b2=0.95,  # a short run: 0.999 would remember its first, large gradients to the end
     )
     # of the exact optimum: rows (1-S, outcome at each of these importances; 0 dropped, 1 superposed, 2 dedicated), and
-    # (1-S, importance, loss), (1-S, importance, W up to its sign); -1 where the reference calls the cell hard
+    # (1-S, importance, loss), (1-S, importance, W up to its sign); -1 where equal features may change places
     c.expected_at = (0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.2, 10.0)
     c.expected = (
         (1.0, 0, 0, 0, 0, -1, 2, 2, 2),

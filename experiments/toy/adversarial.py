@@ -175,8 +175,8 @@ def claims(results, config):
               f"{SECTION}: gradient masking where ReLUs are off", 1.0, float((results["ascent"] / own)[-1]),
               0.0, "<=", note=f"on the {results['masked'][-1]:.0%} of inputs whose gradient is 0 it does nothing, "
               f"the analytic attack {(results['masked_each'] / own)[-1]:.0%} of its harm; on the others it does "
-              f"{(results['ascent'] / (own - results['masked_each']))[-1]:.2f} times as much: it may move along "
-              "several features at once; shares at all densities: "
+              f"{(results['ascent'] / (own - results['masked_each']))[-1]:.2f} times as much; shares at all "
+              "densities: "
               + ", ".join(f"{v:.2f}" for v in results["ascent"] / own)),
     ]  # fmt: skip
     for i, p in enumerate(config.trained_at):

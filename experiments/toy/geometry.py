@@ -160,7 +160,7 @@ def claims(results, config):
     ]  # fmt: skip
     for at, value in config.expected_small:
         i = _nearest(results["densities"], at)
-        out.append(Claim(f"D* at 1/(1-S) = {at:g}", SMALL, value, float(per[i]), 0.05))
+        out.append(Claim(f"D* at 1/(1-S) = {at:g}", SMALL, value, float(per[i]), 0.12 * value))
     values = D[kept & (x < 6)[:, None]]
     count = lambda centre, width=0.01: float((np.abs(values - centre) < width).sum())  # noqa: E731
     between = {

@@ -29,6 +29,7 @@ def run(config, key, workdir):
     """Of SGD on c features: exact losses [c, records, seeds], and W and b at the end."""
     check.whole(config, "features", least=5)
     check.rising(config, "features")
+    check.listed(config, losses=4)
     check.whole(config, "seeds", "batch", "steps", "shown")
     check.whole(config, "records", least=2)
     check.positive(config, "near")

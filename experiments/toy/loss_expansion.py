@@ -137,13 +137,15 @@ def claims(results, config):
     parts = n * given[:, 1]
     small = int(np.argmin(np.abs(p - config.density)))
     mean, spread, exact = results["drawn"].astype(float).T
+    dead = float(results["b"][1, -1])  # digons leave out the last feature, and it gives its bias
+    dropped, identity = results["b"][0, 2:].astype(float), "control: an identity"
     return [
         Claim(f"{DRAWS:,} random inputs at 1-S = {config.density:g}: their mean loss less the exact one, over its "
               "standard error (largest of the three)", "control: Monte Carlo", 0.0,
               float((np.abs(mean - exact) / spread).max()), 4.0,
               note="exact " + ", ".join(f"{v:.5f}" for v in exact)),
         Claim("the sum of C(n,k) (1-S)^k S^(n-k) L_k, each L_k free of 1-S, over the loss: largest difference from 1",
-              SECTION, 0.0, float(np.abs(from_given / loss - 1).max()), 2e-3),
+              f"{SECTION}; {identity}", 0.0, float(np.abs(from_given / loss - 1).max()), 1e-5),
         Claim("the terms of none and of one active feature, in closed form, over the same by quadrature (largest "
               "difference from 1)", SECTION, 0.0, float(np.abs(first[:, some] / two[:, some] - 1).max()), 2e-3),
         Claim(f"what these two leave out falls as (1-S)^2: slope in log-log up to {LOW:g} (by solution)",
@@ -151,13 +153,15 @@ def claims(results, config):
         Claim("share of the loss that these two terms make at the sparsest density (smallest of the three)", SECTION,
               1.0, float((first / loss)[:, p.argmin()].min()), 0.05,
               note=", ".join(f"{v:.3f}" for v in (first / loss)[:, p.argmin()])),
-        Claim("L_1 is feature benefit plus interference, per solution", SECTION, parts,
+        Claim("L_1 is feature benefit plus interference, per solution", f"{SECTION}; {identity}", parts,
               results["benefit"] + results["interference"], 2e-3),
-        Claim("unit digons: interference of L_1", SECTION, 0.0, float(results["interference"][1]), 1e-2),
-        Claim("features that are not represented cost the benefit (orthogonal minus digons, in thirds)", SECTION, 2.0,
-              float(3 * (results["benefit"][0] - results["benefit"][1])), 0.35,
-              note=f"a feature that is not represented gives its bias, {results['b'][0, 2:].max():.3f}: its mean is "
-              f"{config.density / 2:g}; benefit {', '.join(f'{3 * v:.3f}' for v in results['benefit'])} thirds"),
+        Claim("unit digons: interference of L_1", f"{SECTION}; derived: none but 4 b^2 of the feature that is not "
+              "represented", 4 * dead**2, float(results["interference"][1]), 1e-4),
+        Claim("features that are not represented cost the benefit (orthogonal minus digons, in thirds)",
+              f"{SECTION}; derived: 1 - 3 b + 3 b^2 each", float((1 - 3 * dropped + 3 * dropped**2).sum()
+                                                                 - (1 - 3 * dead + 3 * dead**2)),
+              float(3 * (results["benefit"][0] - results["benefit"][1])), 0.01,
+              note=f"benefit {', '.join(f'{3 * v:.3f}' for v in results['benefit'])} thirds; b is {dead:g}"),
         Claim(f"at 1-S = {p[small]:g} the pentagon's loss is lowest, then that of digons, of orthogonal features "
               "(smallest ratio of neighbours)", SECTION, 1.0, float((loss[:-1, small] / loss[1:, small]).min()), 0.0,
               ">="),

@@ -130,7 +130,9 @@ def claims(results, config):
     ]  # fmt: skip
     for p, expected in config.expected_counts:
         if p in at:
-            out.append(Claim(f"1-S = {p:g}: features represented by the best seed", intro, expected, int(count[at[p]])))
+            source = intro if p in (1.0, 0.2, 0.1) else DERIVED
+            out.append(Claim(f"1-S = {p:g}: features represented by the best seed", source, expected,
+                             int(count[at[p]])))  # fmt: skip
     if 1.0 in at:
         i = at[1.0]
         G = results["W"][i] @ results["W"][i].T

@@ -13,8 +13,8 @@ from superpose.toy import geometry
 
 
 def directions(W: Float[Array, "n m"]) -> Float[Array, "n n"]:
-    """Row i: the change of the input, of norm 1, that raises x_hat_i the most, (W^T W)_i / ||(W^T W)_i||; 0 for a
-    feature that is not represented.
+    """Row i: the change of the input, of norm 1, that raises x_hat_i the most, (W^T W)_i / ||(W^T W)_i||; 0 where
+    row i of W is 0.
 
     >>> import jax.numpy as jnp
     >>> print(directions(jnp.array([[3.0], [-4.0], [0.0]])).round(1))

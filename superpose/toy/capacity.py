@@ -57,7 +57,7 @@ def allocation(v: Float[np.ndarray, " n"], d: int, kurtosis: float) -> Float[np.
 
     Where marginal benefits fall (kurtosis above 3), all features that are neither whole (C = 1) nor ignored (C = 0)
     have the same one: C_i = (v_i s - 1) / (r - 1), clipped to [0, 1], s such that they sum to d. Otherwise the d
-    largest v get a dimension each; at 3 this is one of many best ones.
+    largest v get a dimension each; where v are equal this is one of many best ones.
 
     Raises:
         ValueError: d or kurtosis below 1, or a v that is not positive.

@@ -70,18 +70,28 @@ def level(k: int, c: int, positive: int = 0) -> float:
     >>> round(level(5, 6), 4), round(level(5, 6, positive=1), 4)
     (0.0687, 0.0618)
     """
+    _dead(k, c, positive)
+    return (polygon(k).excess + c - k) / (3 * c) - positive / (4 * c * c)
+
+
+def _dead(k: int, c: int, positive: int) -> None:
+    if k > c:
+        raise ValueError(f"a {k}-gon needs {k} features, got {c}")
     if not 0 <= positive <= c - k:
         raise ValueError(f"a {k}-gon of {c} features has {c - k} dead ones, got {positive} with a positive bias")
-    return (polygon(k).excess + c - k) / (3 * c) - positive / (4 * c * c)
 
 
 def corners(k: int, c: int, positive: int = 0) -> tuple[Float[np.ndarray, "c 2"], Float[np.ndarray, " c"]]:
     """W and b of that k-gon; the biases of dead features that are not positive are -1.
 
+    Raises:
+        ValueError: as ``level``.
+
     >>> W, b = corners(4, 5)
     >>> W.round(2).tolist(), b.round(2).tolist()
     ([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-0.0, -1.0], [0.0, 0.0]], [0.0, 0.0, 0.0, 0.0, -1.0])
     """
+    _dead(k, c, positive)
     length, bias, _ = polygon(k)
     angles = 2 * np.pi * np.arange(k) / k
     W, b = np.zeros((c, 2)), np.full(c, -1.0)

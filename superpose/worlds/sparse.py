@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from scipy.stats import qmc
 
 MAX_COLUMNS = 2**22
 
@@ -135,7 +136,7 @@ def independent(n: int, low: float = 0.0, high: float = 1.0) -> World:
     return World(n, sample, silent, sample_active, enumerate_, awake)
 
 
-def sets(sizes: Sequence[int], how: str) -> World:
+def sets(sizes: Sequence[int], how: str, rule: str = "legendre") -> World:
     """World of features in sets that are active, or not, as one; values U[0, 1].
 
     ``density`` (scalar, or one for each set [sets]) is the probability that a set is on. "correlated": then all of its
@@ -145,6 +146,9 @@ def sets(sizes: Sequence[int], how: str) -> World:
     Args:
         sizes: features of each set, numbered set by set.
         how: "correlated" or "anticorrelated".
+        rule: what the ``nodes`` of ``enumerate`` are. "legendre": Gauss-Legendre nodes per feature. "sobol": points,
+            a power of 2, of a Sobol sequence for each way in which features can be active, with its exact weight:
+            closer where a ReLU bends the loss in many values at once.
 
     Raises:
         ValueError: no set, an empty one, or another word.
@@ -160,6 +164,8 @@ def sets(sizes: Sequence[int], how: str) -> World:
         raise ValueError(f"a world of sets needs at least one set of at least one feature, but sizes is {sizes}.")
     if how not in ("correlated", "anticorrelated"):
         raise ValueError(f"sets are correlated or anticorrelated, but how is {how!r}.")
+    if rule not in ("legendre", "sobol"):
+        raise ValueError(f"sets are enumerated by legendre or sobol, but rule is {rule!r}.")
     k, n = len(sizes), sum(sizes)
     owner = np.repeat(np.arange(k), sizes)
     place = np.concatenate([np.arange(size) for size in sizes])
@@ -195,25 +201,40 @@ def sets(sizes: Sequence[int], how: str) -> World:
     def enumerate_(density: Density, nodes: int | tuple[int, ...]) -> Grid:
         if isinstance(nodes, tuple):
             raise ValueError(f"a world of sets takes one number of nodes for each feature, but nodes is {nodes}.")
-        points, weights = panel_nodes(nodes, 1.0, False)
+        if rule == "sobol" and nodes & (nodes - 1):
+            raise ValueError(f"a Sobol sequence is even at powers of 2 only, but it has {nodes} points.")
+        points, weights = panel_nodes(nodes, 1.0, False) if rule == "legendre" else (np.empty(0), np.empty(0))
         p = _per_feature(density, k)
-        columns = math.prod(1 + (nodes**size if how == "correlated" else nodes * size) for size in sizes)
+        ways = [1 if how == "correlated" else size for size in sizes]
+        if rule == "sobol":
+            columns = 1 + nodes * (math.prod(1 + way for way in ways) - 1)
+        else:
+            columns = math.prod(1 + way * nodes ** (size // way) for way, size in zip(ways, sizes, strict=True))
         if columns > MAX_COLUMNS:
             raise ValueError(
                 f"sets of {sizes} features with {nodes} nodes each are {columns} columns, more than the {MAX_COLUMNS} "
                 "allowed."
             )
-        x, w = np.zeros((0, 1)), jnp.ones(1, p.dtype)
-        for i, size in enumerate(sizes):
-            if how == "correlated":
-                values, shares = _grid(points, size), _grid(weights, size).prod(0)
-            else:
-                values, shares = np.kron(np.eye(size), points), np.tile(weights / size, size)
-            values, shares = np.concatenate([np.zeros((size, 1)), values], 1), jnp.asarray(shares, p.dtype)
-            before, here = x.shape[1], values.shape[1]
-            x = np.concatenate([np.repeat(x, here, 1), np.tile(values, before)])
-            w = (w[:, None] * jnp.concatenate([1 - p[i, None], p[i] * shares])).reshape(-1)
-        return x.astype(p.dtype), w
+
+        def cube(d: int) -> tuple[Float[np.ndarray, "d R"], Float[np.ndarray, " R"]]:
+            if d == 0:
+                return np.zeros((0, 1)), np.ones(1)
+            if rule == "legendre":
+                return _grid(points, d), _grid(weights, d).prod(0)
+            u = qmc.Sobol(d, scramble=False).random_base2(nodes.bit_length() - 1).T
+            return u + 0.5 / nodes, np.full(nodes, 1 / nodes)
+
+        x, w = [], []
+        for chosen in itertools.product(*(range(1 + way) for way in ways)):  # 0: the set is off
+            on = np.asarray(chosen)[owner]
+            active = np.flatnonzero(on if how == "correlated" else on == place + 1)
+            values, shares = cube(len(active))
+            column = np.zeros((n, values.shape[1]), p.dtype)
+            column[active] = values
+            share = [p[i] / way if one else 1 - p[i] for i, (one, way) in enumerate(zip(chosen, ways, strict=True))]
+            x.append(column)
+            w.append(jnp.prod(jnp.stack(share)) * jnp.asarray(shares, p.dtype))
+        return np.concatenate(x, 1), jnp.concatenate(w)
 
     return World(n, sample, silent, sample_active, enumerate_, awake)
 
