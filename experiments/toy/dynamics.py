@@ -247,14 +247,14 @@ def draw(results, config):
         ax.plot([], [], color="0.5", ls="--", lw=1.2, label="angle between the triangles")
     for one in range(len(config.sets.sizes)):
         ax.plot([], [], color=(plot.WARM, plot.COOL)[one % 2], marker="o", ms=4, lw=1.6, label=f"above: set {one + 1}")
-    ax.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.9))
+    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.42, 0.98))
     for (a, b), letter, shade in zip(pairwise(ends), "ABCD", (0.97, 0.9, 0.97, 0.9), strict=True):
         ax.axvspan(steps[a], steps[b], color=str(shade), lw=0, zorder=0)
         if b > a:
             ax.annotate(letter, ((steps[a] + steps[min(b, far)]) / 2, 1.02), xycoords=("data", "axes fraction"),
                         ha="center")  # fmt: skip
     shown = np.minimum(places, far)
-    ax.plot(steps[shown], loss[np.maximum(shown - 1, 0)], "o", ms=4, color="k")
+    ax.plot(steps[shown], loss[np.maximum(shown - 1, 0)], "o", ms=4, color="k", clip_on=False, zorder=5)
     ax.set(xlabel="step" if far == ends[-1] else f"step (of {steps[-1]:,}; nothing moves after these)", ylabel="loss",
            xlim=(0, steps[far]), ylim=(0, None))  # fmt: skip
     c = config.sets
