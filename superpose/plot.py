@@ -61,7 +61,7 @@ def seed_strip(ax: Axes, relative: np.ndarray, best: int) -> None:
     """Loss of each seed [seeds] relative to the best one, the best marked."""
     jitter = np.linspace(-0.25, 0.25, len(relative))
     ax.plot(jitter, relative, "o", ms=3, color="0.45", alpha=0.8, mew=0)
-    ax.plot(jitter[best], relative[best], "o", ms=5, color="#c0392b", mew=0)
+    ax.plot(jitter[best], relative[best], "o", ms=5, color="#c0392b", mew=0, clip_on=False)
     ax.set(xlim=(-0.6, 0.6), xticks=[], facecolor=GROUND)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
 

@@ -85,7 +85,7 @@ def draw(results, config):
             k, p, value = levels[name]
             here = np.flatnonzero((corners == k) & (positive == p))
             best = here[np.argmin(loss[-1, here])]
-            plot.paired_rays(ax, W[best], np.full(c, list(levels).index(name)))
+            plot.paired_rays(ax, W[best], np.full(c, list(levels).index(name)), limit=1.8)
             ax.set_title(f"{name}: {len(here)} of {len(corners)} runs\nloss {loss[-1, best]:.5f}, exact {value:.5f}",
                          fontsize=8)  # fmt: skip
         ax, shown = left.subplots(), min(config.shown, loss.shape[1])

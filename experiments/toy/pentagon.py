@@ -72,7 +72,8 @@ def run(config, key, workdir):
 def draw(results, config):
     """One panel per density: rows of W as rays in the plane, coloured by importance."""
     densities, W = results["densities"], results["W"]
-    figure, axes = plt.subplots(1, len(densities), figsize=(2.15 * len(densities) + 0.9, 3.3), dpi=130)
+    width = 2.15 * len(densities) + 0.9
+    figure, axes = plt.subplots(1, len(densities), figsize=(width, 3.3), dpi=130)
     for i, ax in enumerate(np.atleast_1d(axes)):
         plot.rays(ax, _upright(W[i], results["importance"]), results["importance"])
         kept = results["count"][i]
@@ -88,8 +89,8 @@ def draw(results, config):
         f"importance ${config.decay}^i$",
         fontsize=12,
     )
-    figure.subplots_adjust(left=0.04, right=0.93, top=0.78, bottom=0.2, wspace=0.2)
-    bar = figure.add_axes((0.945, 0.25, 0.009, 0.5))
+    figure.subplots_adjust(left=0.55 / width, right=1 - 0.95 / width, top=0.78, bottom=0.2, wspace=0.2)
+    bar = figure.add_axes((1 - 0.75 / width, 0.25, 0.12 / width, 0.5))
     low = float(results["importance"].min() / results["importance"].max())
     colours = plt.get_cmap("viridis")(np.linspace(low * 0.9, 0.9, 256))
     plot.colour_key(figure, bar, ListedColormap(colours), low, 1.0, "importance")
