@@ -143,9 +143,6 @@ NOT_RUN = {
 }
 """Configs for machines that we don't have, or for the user's own files: without a figure."""
 FAILING = {
-    "phase_diagram": {
-        "1-S from 0.22 to 0.29 (2 rows of the map): place of the jump over 2p/(4-5p), median over the rows"
-    },
     "perturbed_pentagon": {
         "the loss is not of the nodes that it is taken at (largest difference to that at half as many, over it)",
         "the losses cross where the varied feature is 2.5 times sparser",
