@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     cost = {f.config: f.seconds if args.anew else f.cost for f in left}
     known = sum(cost.values())
     say = f"{sum(f.state == 'made' for f in every)} of {len(every)} figures are made; {len(left)} to make"
+    say += f" ({len(done)} were made anew before it was stopped)" if begun else ""
     print(say + (f", about {_time(known)} by their last runs" if known else ""), flush=True)
     if args.list:
         for f in every:

@@ -197,10 +197,9 @@ def claims(results, config):
               0.0, "in", note=f"{(loss[:, weak] / cost).min():.2f} to {(loss[:, weak] / cost).max():.2f}"),
         Claim(f"weak: slope of log loss in log m at alpha = {', '.join(f'{a:g}' for a in alphas[steep])}",
               f"{PAPER}: -alpha", (-alphas[steep]).tolist(), own[steep].tolist(), 0.15,
-              note=f"by alpha {by(own)}"),
+              note=f"by alpha {by(own)}; of what all but the m most frequent cost at this n {by(tails)}"),
         Claim("weak: that slope less the slope of what all but the m most frequent cost, at this n (largest size)",
-              "derived: the sum over the features left out", 0.0, float(np.abs(own - tails).max()), 0.15,
-              note=f"of these by alpha {by(tails)}"),
+              "derived: the sum over the features left out", 0.0, float(np.abs(own - tails).max()), 0.15),
         Claim("weak: norms are near 0 or 1 (of those above 0.25, share below 0.75, largest)", PAPER, 0.1,
               float(between.max()), 0.0, "<=", note=f"median {np.median(between):.2f}; of all features at most "
               f"{((norms[:, weak] > 0.25) & (norms[:, weak] < 0.75)).mean(-1).max():.2f}"),
