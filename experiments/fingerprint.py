@@ -1,9 +1,12 @@
 """Which code may make an experiment's numbers, and which draws them: what its functions use, directly or through
-others, in this project. Names are resolved as they stand in the source; documentation and comments don't count."""
+others, in this project. Names are resolved as they stand in the source. Of other libraries the names
+that are used count; documentation, comments, and what a module does only as a command don't."""
 
 import ast
 import functools
 import hashlib
+import io
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = ("superpose", "experiments")
 NUMBERS = ("run",)
 """Functions of an experiment that make numbers."""
+SETTING = ("experiments.start", "superpose.worlds.prng")
+"""Modules that the numbers of every run hang on."""
 DRAWING = ("claims", "draw", "tables")
 """Functions of an experiment that judge and draw them."""
 ALL = "*"
@@ -37,12 +42,12 @@ def code_fingerprint(experiment: str, functions: tuple[str, ...] = NUMBERS) -> s
 def definitions(experiment: str, functions: tuple[str, ...] = NUMBERS) -> dict[tuple[str, str], str]:
     """(module, name) -> text of all that these functions of an experiment use.
 
-    A class counts as a whole, and so does what a module does on import. Of numbers, so do the generator that every key
-    is of, and the run of each experiment that a module in use imports: it may read what that one leaves.
+    A class counts as a whole, and so does what a module does on import. Of numbers, so do ``SETTING`` and the run of
+    each experiment that a module in use imports: it may read what that one leaves.
     """
     home = f"experiments.{experiment}"
     left, makes = [(home, name) for name in functions], functions == NUMBERS
-    left += [("superpose.worlds.prng", ALL)] * makes
+    left += [(module, ALL) for module in SETTING] * makes
     found: dict[tuple[str, str], str] = {}
     while left:
         module, name = place = left.pop()
@@ -60,8 +65,10 @@ def definitions(experiment: str, functions: tuple[str, ...] = NUMBERS) -> dict[t
         for words in source.uses.get(name, ()):
             if words[0] in source.texts:
                 left.append((module, words[0]))
+            elif words[0] in source.imported and (there := _place(source.imported[words[0]] + words[1:]))[0]:
+                left.append(there)
             elif words[0] in source.imported:
-                left.append(_place(source.imported[words[0]] + words[1:]))
+                found[module, f"import {words[0]}"] = ".".join(source.imported[words[0]])
         if makes and module.startswith("experiments."):
             left += [(other, "run") for words in source.imported.values() if _is_experiment(other := _place(words)[0])]
     return found
@@ -91,9 +98,13 @@ def _source(module: str) -> _Source | None:
 @functools.cache
 def _read(text: str) -> _Source:
     tree, lines = ast.parse(text), text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
     silent = {k for node in ast.walk(tree) if _says(node) for k in _span(node)}
     inside = {k for node in ast.walk(tree) if isinstance(node, ast.Constant | ast.JoinedStr) for k in _span(node)[1:]}
-    bare = (k for k, line in enumerate(lines, 1) if not line.strip() or line.lstrip().startswith("#"))
+    bare = (k for k, line in enumerate(lines, 1) if not line.strip())
     silent |= set(bare) - inside
     imported: dict[str, tuple[str, ...]] = {}
     for at in ast.walk(tree):
@@ -107,7 +118,7 @@ def _read(text: str) -> _Source:
     texts: dict[str, list[str]] = defaultdict(list)
     uses: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom) or _says(node):
+        if isinstance(node, ast.Import | ast.ImportFrom) or _says(node) or _is_command(node):
             continue
         own = "\n".join(lines[k - 1] for k in _span(node) if k not in silent)
         for name in [name for name in _defines(node) if name not in imported] or [""]:
@@ -125,6 +136,10 @@ def _span(node) -> range:
 def _says(node) -> bool:
     """A text that stands alone: documentation."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_command(node) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _defines(node) -> list[str]:

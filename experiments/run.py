@@ -38,7 +38,7 @@ from ml_collections import config_flags  # noqa: E402
 
 matplotlib.use("Agg")
 
-from experiments import check, results  # noqa: E402
+from experiments import check, results, start  # noqa: E402
 from experiments.fingerprint import DRAWING, code_fingerprint  # noqa: E402
 from superpose.train.checkpoint import (  # noqa: E402
     Stopped,
@@ -49,7 +49,6 @@ from superpose.train.checkpoint import (  # noqa: E402
     write_atomically,
 )
 from superpose.train.progress import say  # noqa: E402
-from superpose.worlds import prng  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config, e.g. configs/toy/pentagon.py:quick")
 WORKDIR = flags.DEFINE_string(
@@ -229,7 +228,7 @@ def execute(config, workdir: str | None, out: str | None, draw_only: bool, resta
         say(f"{name}: {(module.__doc__ or name).splitlines()[0]}")
         _claim_workdir(home, plain, code)
         clear_left_over(home)
-        arrays = module.run(config, prng.key(config.seed), home)
+        arrays = module.run(config, start.first_key(config), home)
     seconds = time.perf_counter() - clock
     claims = module.claims(arrays, config)
     device = jax.devices()[0]
@@ -353,12 +352,7 @@ def _parse(argv):
 
 
 def cli() -> None:
-    # one CPU device per core: populations of small models spread over devices, not inside one matrix product
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores or 1)
-    if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:  # a GPU would round products to 10 bits, a TPU to 7
-        jax.config.update("jax_default_matmul_precision", "highest")
+    start.prepare()
     app.run(main, flags_parser=_parse)
 
 

@@ -457,10 +457,16 @@ SOURCES = {
         from experiments.toy import left
         from superpose import b as things
         from superpose.plot import line
+        from numpy import fft as waves
+        from numpy import linalg
+        import scipy.stats
         def run(config):
             "said"
             from superpose import a
             # said
+            waves.fft(2), [  # said of one
+                3,  # 'said' of two
+            ]
             '''
             # 'data'
             '''.split()
@@ -472,8 +478,12 @@ SOURCES = {
         def claims():
             return 'judged'
         def draw():
+            linalg.norm(1)
             return line('drawn')
+        if __name__ == "__main__":
+            print('command')
     """,
+    "experiments/start.py": "key = 'key'",
 }
 
 
@@ -508,9 +518,19 @@ def test_code_of_an_experiment_is_what_its_functions_use(tmp_path, monkeypatch):
         "made",
         "wrapped",
         "data",
+        "key",
     }
     assert draws == {"A", "start", "judged", "pen", "drawn"}
     assert (code(), code(fingerprint.DRAWING)) == before
+    one = tmp_path / "experiments" / "toy" / "one.py"
+    for of, by, makes, shows in (
+        ("from numpy import fft as waves", "from scipy import fft as waves", True, False),
+        ("from numpy import linalg", "from scipy import linalg", False, True),
+        ("import scipy.stats", "import scipy.special", False, False),
+        ("said of", "told of", False, False),
+    ):
+        one.write_text(sources["experiments/toy/one.py"].replace(of, by))
+        assert (code() != before[0], code(fingerprint.DRAWING) != before[1]) == (makes, shows), of
 
 
 @pytest.mark.parametrize(
