@@ -39,8 +39,8 @@ def _between(results, low, high):
 
 def draw(results, config):
     """Loss by step; loss by place in the context; samples."""
-    figure = plt.figure(figsize=(13.5, 9), dpi=110, layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=[1, 1.15])
+    figure = plt.figure(figsize=(13.5, 7.6), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[1, 0.8])
     left, right, below = (figure.add_subplot(grid[at]) for at in ((0, 0), (0, 1), (1, slice(None))))
     plot.training_line(left, results["lm_steps"], results["lm_loss"], language.levels(results))
     left.set_title("training")
