@@ -208,6 +208,10 @@ def claims(results, config):
     low = D[middle].max(1)
     swept = results["train"].reshape(len(T), len(config.rates), -1).min(2)
     gain = swept[:, 0] - swept.min(1)
+    W = results["W"][-1].astype(np.float32)
+    own = np.asarray(geometry.dimensionality(jnp.asarray(W[kept[-1]])))
+    others = (f"without the other rows these have {own.mean():.3f}; of ||W||_F^2 the others hold "
+              f"{np.square(W[~kept[-1]]).sum() / np.square(W).sum():.2f}")  # fmt: skip
     far = [_uneven(results["h"][i, :, : T[i]].astype(float)) for i in few]
     by_T = lambda values, form=".3f": "by T " + ", ".join(f"{t:,}: {v:{form}}" for t, v in zip(T, values, strict=True))  # noqa: E731
     sizes = kept.sum(1)
@@ -217,7 +221,8 @@ def claims(results, config):
               [float(f(examples[few] * T[few] / 2)) for f in (np.min, np.max)], 0.05, note=by_T(examples, ".4f")),
         Claim(f"T up to {T[few[-1]]}: examples are the corners of a regular polygon (largest difference of an angle "
               "between neighbours from 2 pi / T, over it)", PAPER, 0.0, max(far), 0.1,
-              note="by T " + ", ".join(f"{T[i]}: {v:.3f}" for i, v in zip(few, far, strict=True))),
+              note="by T " + ", ".join(f"{T[i]}: {v:.3f}" for i, v in zip(few, far, strict=True))
+              + f"; the training loss there is at most {train[few].max():.1e}, so that nothing evens out the rest"),
         Claim(f"T up to {T[few[-1]]}: training loss (largest)", f"{PAPER}: examples are memorised", 0.0,
               float(train[few].max()), 0.02),
         Claim(f"T up to {T[few[-1]]}: no feature has much of a dimension (largest dimensionality)", PAPER, 0.3,
@@ -229,9 +234,9 @@ def claims(results, config):
         Claim("largest T: features of more than half the largest norm", f"{PAPER}: a pentagon", 5, int(sizes[-1]),
               note=by_T(sizes, "d")),
         Claim("largest T: mean dimensionality of these", f"{PAPER}: 2/5", 0.4, float(D[-1][kept[-1]].mean()), 0.05,
-              note=f"{2 / max(1, int(sizes[-1])):.3f} is that of a polygon of {int(sizes[-1])}: it has other corners"),
+              note=others),
         Claim("largest T: mean dimensionality of these k, times k / 2", "derived: a tight frame (claimed after a run)",
-              1.0, float(D[-1][kept[-1]].mean()) * int(sizes[-1]) / 2, 0.05),
+              1.0, float(D[-1][kept[-1]].mean()) * int(sizes[-1]) / 2, 0.05, note=others),
         Claim(f"T from {T[middle[0]]} to {T[middle[-1]]}: neither (largest dimensionality of a feature and median of "
               "examples, the larger of both, largest over T)", PAPER, 0.3,
               float(np.maximum(low, examples[middle]).max()), 0.0, "<="),
@@ -248,7 +253,9 @@ def claims(results, config):
             if row[few[-1] + 1 : -1].max() > 1.05 * max(*row[few], row[-1])]  # fmt: skip
     out.append(Claim("test loss over T has a bump of a twentieth or more at each m (how many of them)",
                      f"{PAPER}: double descent in both", len(config.dimensions), len(wide),
-                     note=f"at m = {', '.join(map(str, wide))}"))  # fmt: skip
+                     note=f"at m = {', '.join(map(str, wide))}; between the ends and at the higher end, by m "
+                     + "; ".join(f"{m}: {row[few[-1] + 1 : -1].max():.2f} and {max(*row[few], row[-1]):.2f}"
+                                 for m, row in zip(config.dimensions, results["grid"], strict=True))))  # fmt: skip
     return out
 
 

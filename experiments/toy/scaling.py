@@ -164,7 +164,7 @@ def claims(results, config):
     cost = np.stack(
         [[left_out(frequencies(n, a), norms[k, weak, j]) for j, a in enumerate(alphas)] for k in range(len(m))]
     )
-    flat = alphas <= 0.5
+    flat, half = alphas <= 0.5, max(2, len(m) // 2)
     own, tails = _slopes(m, loss[:, weak]), _slopes(m, np.stack([[_tail(n, a, int(k)) for a in alphas] for k in m]))
     order = np.argsort(decays)
     by = lambda values: ", ".join(f"{a:g}: {v:.3f}" for a, v in zip(alphas, values, strict=True))  # noqa: E731
@@ -173,7 +173,10 @@ def claims(results, config):
     small = ("features represented at m = " + "; ".join(
         f"{width:g}: {', '.join(f'{v:.0f}' for v in row * n)}" for width, row in zip(m, share[:, weak], strict=True))
         + f" (at alpha = {', '.join(f'{a:g}' for a in alphas)})")  # fmt: skip
-    overlaps = _slopes(m, results["overlap"][:, strong])
+    overlaps, whole = _slopes(m, results["overlap"][:, strong]), _slopes(m, loss[:, strong])
+    parts = [_slopes(m[part], loss[part, strong]) for part in (slice(half), slice(-half, None))]
+    least = (n - m) / (m * (n - 1))  # Welch's bound
+    over = results["overlap"][:, strong] / least[:, None]
     some = norms[:, weak] > 0.25
     between = (some & (norms[:, weak] < 0.75)).sum(-1) / np.maximum(some.sum(-1), 1)
     return [
@@ -187,11 +190,14 @@ def claims(results, config):
         Claim("share of features represented never rises with decay (largest rise, middle width and alpha)", PAPER, 0.0,
               float(np.diff(share[len(m) // 2, order, len(alphas) // 2]).max()), 0.02, "<="),
         Claim(f"strong: slope of log loss in log m at alpha = {', '.join(f'{a:g}' for a in alphas[flat])}",
-              f"{PAPER}: -1", [-1.0] * int(flat.sum()), _slopes(m, loss[:, strong])[flat].tolist(), 0.1,
-              note="by alpha " + by(_slopes(m, loss[:, strong]))),
+              f"{PAPER}: -1", [-1.0] * int(flat.sum()), whole[flat].tolist(), 0.1,
+              note=f"by alpha {by(whole)}; of the lower half of the widths {by(parts[0])}, of the upper half "
+              + by(parts[1])),
         Claim("strong: slope of the log of the mean squared overlap in log m at alpha = "
               + ", ".join(f"{a:g}" for a in alphas[flat]), f"{PAPER}: -1", [-1.0] * int(flat.sum()),
-              overlaps[flat].tolist(), 0.1, note="by alpha " + by(overlaps)),
+              overlaps[flat].tolist(), 0.1, note=f"by alpha {by(overlaps)}; of the least possible for {n} rows "
+              f"{_slopes(m, least[:, None])[0]:.3f}; overlaps over that one, by alpha " + "; ".join(
+                  f"{a:g}: {', '.join(f'{v:.2f}' for v in row)}" for a, row in zip(alphas, over.T, strict=True))),
         Claim("weak: loss over what the features that are not represented cost (median over m and alpha)",
               f"{PAPER}: the loss is that of what is left out", [0.8, 1.25], float(np.median(loss[:, weak] / cost)),
               0.0, "in", note=f"{(loss[:, weak] / cost).min():.2f} to {(loss[:, weak] / cost).max():.2f}"),

@@ -203,18 +203,22 @@ def claims(results, config):
             G = results["relu_W"][i] @ results["relu_W"][i].T
             expected = sorted(allocation.dedicated)
             is_expected = len(set(expected) ^ set(alone))
+            kept = allocation.represented
+            digons = theory.bookkeeping_loss(importance, m, p, kept)
+            fewer = theory.bookkeeping_loss(importance, m, p, max(m, kept - 1))
             out += [
                 Claim(f"1-S = {p:g}: features represented, by digon bookkeeping",
                       "derived: I_R / I_(2m-1-R) > 2p/(4-5p)", allocation.represented, int(count["relu"][i]), 1),
                 Claim(f"1-S = {p:g}: the dedicated features are the {len(expected)} most important "
                       "(features in one set and not in the other)", BASIC + "; derived",
-                      0, is_expected, note=f"dedicated are {', '.join(map(str, alone))}"),
+                      0, is_expected, note=f"dedicated are {', '.join(map(str, alone))}; a pair fewer costs unit "
+                      f"digons {fewer / digons - 1:.2%} more, and the best model's loss is "
+                      f"{1 - float(loss['relu'][i]) / digons:.2%} below theirs"),
                 Claim(f"1-S = {p:g}: antipodal pairs", "derived", len(allocation.pairs), len(pairs), 1),
                 Claim(f"1-S = {p:g}: W_i . W_j of the antipodal pairs, mean", BASIC, -1.0,
                       float(np.mean([G[a] for a in pairs])) if pairs else float("nan"), 0.1),
                 Claim(f"1-S = {p:g}: loss no worse than unit digons", "derived: an upper bound",
-                      theory.bookkeeping_loss(importance, m, p, allocation.represented), float(loss["relu"][i]),
-                      0.002 * float(loss["relu"][i]), "<="),
+                      digons, float(loss["relu"][i]), 0.002 * float(loss["relu"][i]), "<="),
             ]  # fmt: skip
         if p <= 0.03:
             out += [
