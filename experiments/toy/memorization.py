@@ -222,7 +222,7 @@ def claims(results, config):
         Claim(f"T up to {T[few[-1]]}: examples are the corners of a regular polygon (largest difference of an angle "
               "between neighbours from 2 pi / T, over it)", PAPER, 0.0, max(far), 0.1,
               note="by T " + ", ".join(f"{T[i]}: {v:.3f}" for i, v in zip(few, far, strict=True))
-              + f"; the training loss there is at most {train[few].max():.1e}, so that nothing evens out the rest"),
+              + f"; the training loss there is at most {train[few].max():.1e}"),
         Claim(f"T up to {T[few[-1]]}: training loss (largest)", f"{PAPER}: examples are memorised", 0.0,
               float(train[few].max()), 0.02),
         Claim(f"T up to {T[few[-1]]}: no feature has much of a dimension (largest dimensionality)", PAPER, 0.3,
