@@ -195,8 +195,8 @@ def configs():
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                few = path.stem in ("toy_to_sae", "absorption")  # of what is to be compiled
-                slow = path.parent.name in ("sae", "lm") and (variant != "quick" or not few)
+                few = path.parent.name == "toy" or path.stem in ("toy_to_sae", "absorption")  # programs to compile
+                slow = variant != "quick" or not few
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
 
@@ -269,11 +269,11 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 
 QUICK = [
     *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
-      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "perturbed_pentagon", "loss_expansion",
-                   "sparse_hidden", "nonlinear_compression", "k_gons", "capacity")),
-    *(pytest.param(f"sae.{name}", marks=pytest.mark.ci)
-      for name in ("absorption", "hedging", "matryoshka_tree", "pareto", "recipes", "recovery", "toy_to_sae")),
-    pytest.param("lm.small", marks=pytest.mark.ci),
+      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "loss_expansion", "sparse_hidden")),
+    *(pytest.param(name, marks=pytest.mark.ci)
+      for name in ("toy.perturbed_pentagon", "toy.nonlinear_compression", "toy.k_gons", "toy.capacity",
+                   "sae.absorption", "sae.hedging", "sae.matryoshka_tree", "sae.pareto", "sae.recipes", "sae.recovery",
+                   "sae.toy_to_sae", "lm.small")),
 ]  # fmt: skip
 
 

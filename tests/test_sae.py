@@ -436,7 +436,7 @@ def test_resampling_changes_the_dead_and_nothing_else(kind):
 # ---- nested dictionaries, other inputs and outputs
 
 
-@pytest.mark.parametrize("nested", [dict(prefixes=(8,)), dict(random_prefixes=2)])
+@pytest.mark.parametrize("nested", [dict(prefixes=(8,)), ci(dict(random_prefixes=2))])
 def test_matryoshka_s_inner_dictionary_stands_alone(nested):
     """The first 8 latents reconstruct by themselves better than the first 8 of a plain SAE."""
 
@@ -501,6 +501,7 @@ def test_a_crosscoder_is_an_sae_of_its_sites_side_by_side():
     assert np.median(ratio[live]) == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.ci
 def test_a_skip_transcoder_learns_a_linear_map_by_its_skip():
     M = np.random.default_rng(3).normal(size=(D, 7)).astype(np.float32)
     pairs = Sampler(lambda key: ((x := SOURCE.sample(key)), x @ M), shared=True)
@@ -547,6 +548,7 @@ def test_coefficients_warm_up():
     assert rises == pytest.approx([0.1, 0.5, 1, 1], rel=1e-3)
 
 
+@pytest.mark.ci
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     """Silence, threshold, controller and the stream's position are part of the checkpoint."""
 
@@ -733,6 +735,13 @@ def test_defaults_are_what_the_published_recipes_share():
     assert [d.training.warmup for d in (relu, gated, jump)] == [20, 20, 400]
     assert (jump.training.penalty, jump.training.bandwidth, jump.training.to_encoder) == ("tanh", 2.0, True)
     assert (jump.training.threshold, jump.training.revival_coefficient) == (0.1, 3e-6)
+    for wrong in ({"activation": "relu"}, {"k": 4, "coefficient": 1.0}, {"activation": "matching_pursuit", "k": 4}, {}):
+        with pytest.raises(ValueError, match=r"takes|no defaults"):
+            objective.defaults(8, 64, 100, **wrong)
+
+
+@pytest.mark.ci
+def test_defaults_train():
     x = jax.random.normal(KEY, (64, 8))
     weak = [objective.defaults(8, 64, 400, activation=a, coefficient=0.01) for a in ("relu", "gated", "jumprelu")]
     for arch, training, recipe, *_ in (*weak, objective.defaults(8, 64, 400, k=4)):
@@ -740,6 +749,3 @@ def test_defaults_are_what_the_published_recipes_share():
         result = fit(pop, steps=400, key=KEY, source=Sampler(lambda key: x, shared=True), log_every=20)
         error = result.history["error"][:, 0]
         assert error[-1] < error[0]
-    for wrong in ({"activation": "relu"}, {"k": 4, "coefficient": 1.0}, {"activation": "matching_pursuit", "k": 4}, {}):
-        with pytest.raises(ValueError, match=r"takes|no defaults"):
-            objective.defaults(8, 64, 100, **wrong)
