@@ -189,14 +189,21 @@ def called(watch=True):
         sys.setprofile(None)
 
 
+ENDS = ("superposition_demo", "pentagon", "phase_diagram", "sweep", "loss_expansion", "sparse_hidden")
+TWO_STEPS = {
+    "absolute_value", "adversarial", "capacity", "dynamics", "geometry", "monosemantic_engineering",
+    "perturbed_pentagon", "privileged_basis", "scaling", "absorption", "toy_to_sae",
+}  # fmt: skip
+"""What `make test` has time for: quick configs run to their ends, and others for two steps; .ci/run runs all."""
+
+
 def configs():
     for path in sorted((ROOT / "configs").rglob("*.py")):
         if path.name != "__init__.py":
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                few = path.parent.name == "toy" or path.stem in ("toy_to_sae", "absorption")  # programs to compile
-                slow = variant != "quick" or not few
+                slow = variant != "quick" or path.stem not in TWO_STEPS
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
 
@@ -268,8 +275,7 @@ def test_what_is_run_in_another_s_place_differs_in_numbers_alone(name):
 
 
 QUICK = [
-    *(pytest.param(f"toy.{name}", marks=pytest.mark.slow)
-      for name in ("superposition_demo", "pentagon", "phase_diagram", "sweep", "loss_expansion", "sparse_hidden")),
+    *(pytest.param(f"toy.{name}", marks=pytest.mark.slow) for name in ENDS),
     *(pytest.param(name, marks=pytest.mark.ci)
       for name in ("toy.perturbed_pentagon", "toy.nonlinear_compression", "toy.k_gons", "toy.capacity",
                    "sae.absorption", "sae.hedging", "sae.matryoshka_tree", "sae.pareto", "sae.recipes", "sae.recovery",

@@ -436,7 +436,8 @@ def test_resampling_changes_the_dead_and_nothing_else(kind):
 # ---- nested dictionaries, other inputs and outputs
 
 
-@pytest.mark.parametrize("nested", [dict(prefixes=(8,)), ci(dict(random_prefixes=2))])
+@pytest.mark.ci
+@pytest.mark.parametrize("nested", [dict(prefixes=(8,)), dict(random_prefixes=2)])
 def test_matryoshka_s_inner_dictionary_stands_alone(nested):
     """The first 8 latents reconstruct by themselves better than the first 8 of a plain SAE."""
 

@@ -610,6 +610,7 @@ def test_a_live_stream_mixes_all_rows_and_resumes_bit_for_bit():
         next(Live(Harvest(run(), t, 8), "resid_post.0", 10**4, contexts=12))
 
 
+@pytest.mark.ci
 def test_a_run_on_a_live_stream_resumes_to_the_same_bits_from_one_generation(tmp_path):
     t, passes = texts(48), []
     arch, training = Architecture(8, 24, "batch_topk", k=3), objective.Training()

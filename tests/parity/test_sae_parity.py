@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_the_peer_s(theirs, name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[] if n in ("batch_topk", "dl matryoshka") else pytest.mark.ci)
+        pytest.param(n, marks=[] if n == "dl matryoshka" else pytest.mark.ci)
         for n in CASES
         if "topk" in n or "matryoshka" in n
     ],
