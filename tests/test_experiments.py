@@ -190,11 +190,9 @@ def called(watch=True):
 
 
 ENDS = ("superposition_demo", "pentagon", "phase_diagram", "sweep", "loss_expansion", "sparse_hidden")
-TWO_STEPS = {
-    "absolute_value", "adversarial", "capacity", "dynamics", "geometry", "monosemantic_engineering",
-    "perturbed_pentagon", "privileged_basis", "scaling", "absorption", "toy_to_sae",
-}  # fmt: skip
-"""What `make test` has time for: quick configs run to their ends, and others for two steps; .ci/run runs all."""
+"""Toys whose quick configs `make test` runs to their ends, and so not for two steps, as .ci/run does as well."""
+CI_ALONE = ("correlated", "k_gons", "memorization", "nonlinear_compression")
+"""Toys that `make test` leaves to .ci/run, for the time that their programs take to compile."""
 
 
 def configs():
@@ -203,7 +201,8 @@ def configs():
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             variants = re.search(r"variant not in \((.*?)\)", path.read_text()).group(1)
             for variant in re.findall(r'"(\w+)"', variants):
-                slow = variant != "quick" or path.stem not in TWO_STEPS
+                few = path.parent.name == "toy" or path.stem in ("toy_to_sae", "absorption")  # programs to compile
+                slow = variant != "quick" or path.stem in (*ENDS, *CI_ALONE) or not few
                 yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=[pytest.mark.ci] * slow)
 
 

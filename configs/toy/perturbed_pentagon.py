@@ -3,7 +3,7 @@
 Claim: five features in two dimensions form a pentagon. As one of them becomes denser the others move away from it; as
 it becomes sparser, the pentagon deforms until two digons without that feature are cheaper: the losses of the two
 solutions cross, and the change is first-order. The paper says at about 2.5 times sparser and gives no base density but
-0.05 (1-S); its exact losses cross at 3.8 times there.
+0.05 (1-S); its exact losses cross at 3.7 times there.
 Command: python -m experiments.run --config=configs/toy/perturbed_pentagon.py   (also :quick)
 Expected: crossing at a relative density of 0.266. Time: see REPRODUCTION.md.
 """
